@@ -1,0 +1,97 @@
+-- add_deltas(counter, keys, deltas, events): adds the deltas to the counter's target; the heart of applying.
+--
+-- keys are distinct; events says how many events each delta is the sum of. What the carry table holds for a key is added
+-- with it. Never waits for a row of the target: what another transaction has locked goes to the carry table and is
+-- added with a later call. A transaction that waits for nothing cannot be part of a deadlock. (on_missing = insert may
+-- wait for another transaction that is inserting the same key; for 50 ms, then the delta is carried.)
+--
+-- Statement by statement, each with its own snapshot (READ COMMITTED): once a row is locked, its newest version is the
+-- one that the later statements see. A row that could not be locked but is found by a later look without a lock is in
+-- someone else's hands, or was inserted in between: carried. One that is not found either is missing.
+--
+-- The target is joined by key with plain arrays, and filtered by them, so that a sharded or partitioned target is pruned.
+--
+-- Returns the number of carried keys and of events dropped for want of a row.
+--
+-- Errors: TL008 when a row is missing and on_missing says error; whatever the target's constraints and triggers raise.
+create or replace function pgtally.add_deltas(
+    counter pgtally.counter, keys anyarray, deltas bigint[], events bigint[], out carried integer, out dropped_events bigint
+) language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+    target constant regclass := counter.target_table;
+    carry constant text := format('pgtally.carry_%s', counter.counter_id);
+    key_type constant text := (select format_type(typelem, null) from pg_type where oid = pg_typeof(keys)::oid);
+    locked_keys keys%type;
+    other_keys keys%type := '{}';
+    missing_keys keys%type := '{}';
+    carry_exists boolean;
+begin
+    carried := 0;
+    dropped_events := 0;
+
+    execute format(
+        'select coalesce(array_agg(key), ''{}'') from (
+            select t.%2$I::%3$s as key from %1$s t where t.%2$I = any ($1) for no key update skip locked
+        ) locked',
+        target, counter.target_key, key_type)
+    into locked_keys using keys;
+
+    if cardinality(locked_keys) < cardinality(keys) then
+        other_keys := array(select unnest(keys) except select unnest(locked_keys));
+        execute format(
+            'select coalesce(array_agg(key), ''{}'') from (
+                select unnest($1) except select t.%2$I::%3$s from %1$s t where t.%2$I = any ($1)
+            ) missing(key)',
+            target, counter.target_key, key_type)
+        into missing_keys using other_keys;
+        other_keys := array(select unnest(other_keys) except select unnest(missing_keys));
+
+        execute format(
+            'with carried as (
+                insert into %s (key, delta, events)
+                select key, delta, events from unnest($1, $2, $3) u(key, delta, events)
+                where key = any ($4) and delta <> 0
+                returning key
+            )
+            select count(*) from carried', carry)
+        into carried using keys, deltas, events, other_keys;
+    end if;
+
+    -- Whoever has locked the key's row owns its carry rows. Those of a missing key have no such owner, but then this
+    -- waits at most for another transaction of pgtally that is dropping or inserting the same.
+    execute format('select exists (select from %s)', carry) into carry_exists;
+    if carry_exists then
+        execute format(
+            'with taken as (
+                delete from %s where key = any ($4) returning key, delta, events
+            )
+            select array_agg(key), array_agg(delta), array_agg(events) from (
+                select key, pgtally.sum_delta(delta) as delta, pgtally.sum_delta(events) as events
+                from (
+                    select * from unnest($1, $2, $3) u(key, delta, events) where key = any ($4)
+                    union all select * from taken
+                ) parts
+                group by key
+            ) summed', carry)
+        into keys, deltas, events using keys, deltas, events, locked_keys || missing_keys;
+    end if;
+
+    execute format(
+        'update %1$s t set %3$I = coalesce(t.%3$I, 0) + u.delta from unnest($1, $2) u(key, delta)
+        where t.%2$I = u.key and t.%2$I = any ($3) and u.delta <> 0',
+        target, counter.target_key, counter.target_column)
+    using keys, deltas, locked_keys;
+
+    if cardinality(missing_keys) = 0 then
+        return;
+    elsif counter.on_missing = 'error' then
+        raise exception 'Counter "%": % has no row for % of the keys, % among them',
+            counter.name, target, cardinality(missing_keys), missing_keys[1]
+            using errcode = 'TL008', hint = 'Insert the rows, or define the counter with another on_missing.';
+    elsif counter.on_missing = 'insert' then
+        carried := carried + pgtally.insert_missing(counter, missing_keys, keys, deltas, events);
+    else
+        select pgtally.sum_delta(u.events) into dropped_events from unnest(keys, events) u(key, events) where u.key = any (missing_keys);
+    end if;
+end
+$$;

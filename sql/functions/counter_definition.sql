@@ -1,0 +1,17 @@
+-- counter_definition(counter_name): the definition as create_counter() took it, or NULL; what two definitions are
+-- compared by. A counter that follows another's queue has no source of its own.
+create or replace function pgtally.counter_definition(counter_name text) returns jsonb
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select jsonb_build_object(
+        'queue', q.name, 'key_type', q.key_type,
+        'source', s.source_table::text, 'source_key', s.source_key, 'where', s.where_condition, 'sum', s.sum_expression,
+        'target', case when not k.own_target then k.target_table::text end,
+        'target_key', case when not k.own_target then k.target_key end,
+        'target_column', case when not k.own_target then k.target_column end,
+        'on_missing', k.on_missing)
+    from pgtally.counter k
+    join pgtally.consumer c on c.consumer_id = k.counter_id
+    join pgtally.queue q using (queue_id)
+    left join pgtally.source s on s.queue_id = q.queue_id and q.name = k.name
+    where k.name = counter_name
+$$;

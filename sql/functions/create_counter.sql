@@ -1,0 +1,130 @@
+-- create_counter(counter_name, …): defines a counter, and with it its queue, its triggers and its first count.
+--
+-- source, source_key: the table whose rows are counted by that column. where_condition: only rows for which it is true.
+-- sum_expression: adds up this whole number instead of counting. target, target_key, target_column: where the count is
+-- stored; without a target, in pgtally's own table count_<counter_id>. on_missing: what becomes of a key without a row in
+-- the target: drop, insert or error; the default is drop, and insert for pgtally's own table. key_type: for a counter with
+-- neither source nor target, whose events come from insert_event(). queue: follow that queue instead of a new
+-- one named like the counter.
+--
+-- Exact from the first moment: rows that are there already are counted in the same transaction (into the carry table). Creating
+-- the triggers locks the source against writing until the transaction ends; set lock_timeout before.
+--
+-- The same definition again changes nothing and returns false; otherwise true. Twenty at once end well.
+--
+-- Errors: TL002 when a counter of that name has another definition, TL003 when an argument will not do; TL001 when
+-- the queue does not exist; TL004 when the transaction is not READ COMMITTED.
+create or replace function pgtally.create_counter(
+    counter_name text,
+    source regclass default null, source_key name default null, where_condition text default null, sum_expression text default null,
+    target regclass default null, target_key name default null, target_column name default null,
+    on_missing text default null, key_type text default null, queue text default null, rotation_period interval default '5 minutes'
+) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_variable
+declare
+    present jsonb;
+    wanted jsonb;
+    differences text;
+    source_type text;
+    target_type text;
+    followed text;
+    number integer;
+    id integer;
+begin
+    perform pgtally.require_read_committed();
+    if counter_name is null or counter_name = '' then
+        raise exception 'A counter needs a name' using errcode = 'TL003', hint = 'Give a name that is not empty.';
+    elsif (source is null) <> (source_key is null) then
+        raise exception 'Counter "%": source and source_key belong together', counter_name
+            using errcode = 'TL003', hint = 'Give both, or neither for a counter of events from insert_event().';
+    elsif source is null and (where_condition is not null or sum_expression is not null) then
+        raise exception 'Counter "%": where_condition and sum_expression need a source', counter_name
+            using errcode = 'TL003', hint = 'Name the source whose rows they are about.';
+    elsif num_nulls(target, target_key, target_column) not in (0, 3) then
+        raise exception 'Counter "%": target, target_key and target_column belong together', counter_name
+            using errcode = 'TL003', hint = 'Give all three, or none to keep the counts in pgtally''s own table.';
+    elsif source is not null and queue is not null then
+        raise exception 'Counter "%": a counter either has a source or follows the queue of another', counter_name
+            using errcode = 'TL003', hint = 'Leave one of source and queue out.';
+    elsif on_missing not in ('drop', 'insert', 'error') then
+        raise exception 'Counter "%": on_missing cannot be "%"', counter_name, on_missing
+            using errcode = 'TL003', hint = 'Use drop, insert or error.';
+    end if;
+
+    -- One definition at a time; neither writers nor batches need this lock.
+    lock table pgtally.counter in share row exclusive mode;
+
+    if source is not null then
+        perform pgtally.require_source(counter_name, source);
+        source_type := pgtally.require_key_column(counter_name, source, source_key);
+        where_condition := pgtally.source_expression(source, where_condition, true);
+        sum_expression := pgtally.source_expression(source, sum_expression, false);
+    end if;
+    if target is not null then
+        target_type := pgtally.require_key_column(counter_name, target, target_key);
+        perform pgtally.require_target(counter_name, target, target_key, target_column);
+    end if;
+    if queue is not null then
+        number := pgtally.queue_id(queue);
+        select q.key_type into followed from pgtally.queue q where q.queue_id = number;
+    end if;
+    -- Whole numbers of different widths compare with one another; nothing else does.
+    source_type := coalesce(followed, source_type, key_type, target_type, 'bigint');
+    if key_type is distinct from source_type and key_type is not null
+        or target_type is distinct from source_type and target_type is not null
+            and not (target_type in ('smallint', 'integer', 'bigint') and source_type in ('smallint', 'integer', 'bigint'))
+    then
+        raise exception 'Counter "%": the key types do not match: % and %', counter_name, source_type,
+            case when key_type is distinct from source_type and key_type is not null then key_type else target_type end
+            using errcode = 'TL003', hint = 'Source, queue and target need keys of one type.';
+    end if;
+
+    wanted := jsonb_build_object(
+        'queue', coalesce(queue, counter_name), 'key_type', source_type,
+        'source', source::text, 'source_key', source_key, 'where', where_condition, 'sum', sum_expression,
+        'target', target::text, 'target_key', target_key, 'target_column', target_column,
+        'on_missing', coalesce(on_missing, case when target is null then 'insert' else 'drop' end));
+    present := pgtally.counter_definition(counter_name);
+    if present is not null then
+        select string_agg(format('%s is %s, not %s', key, coalesce(present ->> key, 'none'), coalesce(wanted ->> key, 'none')), '; ' order by key)
+        into differences from jsonb_object_keys(wanted) key where present -> key <> wanted -> key;
+        if differences is not null then
+            raise exception 'Counter "%" exists with another definition: %', counter_name, differences
+                using errcode = 'TL002', hint = 'Use that definition, take another name, or drop the counter first.';
+        end if;
+        return false;
+    end if;
+
+    if queue is null and not pgtally.create_queue(counter_name, source_type, rotation_period, true) then
+        raise exception 'Counter "%": there is a queue of that name already', counter_name
+            using errcode = 'TL002', hint = 'Give it as the queue to follow, or take another name.';
+    end if;
+    if not pgtally.register_consumer(coalesce(queue, counter_name), counter_name) then
+        raise exception 'Counter "%": queue "%" has a consumer of that name already', counter_name, queue
+            using errcode = 'TL002', hint = 'Take another name.';
+    end if;
+    number := pgtally.queue_id(coalesce(queue, counter_name));
+    select c.consumer_id into strict id from pgtally.consumer c where c.queue_id = number and c.name = counter_name;
+
+    execute format('create table pgtally.carry_%s (
+        since timestamptz not null default clock_timestamp(), delta bigint not null, events bigint not null, key %s not null)', id, source_type);
+    execute format('create index on pgtally.carry_%s (key)', id);
+    if target is null then
+        -- Half-empty pages: an update finds room beside the old version, so no index entry is written (HOT).
+        execute format('create table pgtally.count_%s (value bigint not null, key %s primary key) with (fillfactor = 50)', id, source_type);
+    end if;
+    insert into pgtally.counter (counter_id, name, target_table, target_key, target_column, on_missing, own_target)
+    values (id, counter_name, coalesce(target, format('pgtally.count_%s', id)::regclass),
+        coalesce(target_key, 'key'), coalesce(target_column, 'value'), wanted ->> 'on_missing', target is null);
+
+    if source is not null then
+        insert into pgtally.source (queue_id, source_table, source_key, where_condition, sum_expression)
+        values (number, source, source_key, where_condition, sum_expression);
+        perform pgtally.create_source(number);
+    end if;
+    execute format('insert into pgtally.carry_%s (key, delta, events) select key, drift, 1 from (%s) d where drift <> 0',
+        id, pgtally.drift_query(counter_name));
+    return true;
+end
+$$;

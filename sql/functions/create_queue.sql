@@ -1,0 +1,63 @@
+-- create_queue(queue_name, key_type, rotation_period): makes a queue of events with keys of that type.
+--
+-- key_type: smallint, integer, bigint, uuid or text. rotation_period: how long writers stay in one of the three slots;
+-- events take up space for about two to three periods. Returns true when it was made and false when the same queue was
+-- already there. Guarantee: with a key of type text, an event's key has at most 2,000 bytes, so that every key fits a
+-- btree index.
+--
+-- Errors: TL002 when a different queue has that name; TL003 when an argument will not do.
+create or replace function pgtally.create_queue(
+    queue_name text, key_type text default 'bigint', rotation_period interval default '5 minutes', implicit boolean default false
+) returns boolean
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_variable
+declare
+    id integer;
+    present pgtally.queue;
+begin
+    if queue_name is null or queue_name = '' then
+        raise exception 'A queue needs a name' using errcode = 'TL003', hint = 'Give a name that is not empty.';
+    elsif key_type is null or key_type not in ('smallint', 'integer', 'bigint', 'uuid', 'text') then
+        raise exception 'Queue "%": keys cannot be of type %', queue_name, coalesce(key_type, 'NULL')
+            using errcode = 'TL003', hint = 'Use smallint, integer, bigint, uuid or text.';
+    elsif rotation_period is null or rotation_period < interval '1 second' then
+        raise exception 'Queue "%": the rotation period % is too short', queue_name, rotation_period
+            using errcode = 'TL003', hint = 'Use one second or more; 5 minutes is the default.';
+    end if;
+
+    -- Twenty at once: one inserts, the others wait here for it and then find what it made.
+    insert into pgtally.queue (name, key_type, rotation_period, implicit)
+    values (queue_name, key_type, rotation_period, implicit)
+    on conflict (name) do nothing
+    returning queue_id into id;
+    if id is null then
+        select * into strict present from pgtally.queue q where q.name = queue_name;
+        if (present.key_type, present.rotation_period) is distinct from (key_type, rotation_period) then
+            raise exception 'Queue "%" exists with another definition: keys of type %, rotation period %',
+                queue_name, present.key_type, present.rotation_period
+                using errcode = 'TL002', hint = 'Use that definition, take another name, or drop the queue first.';
+        end if;
+        return false;
+    end if;
+
+    -- Widest columns first, so that no space goes to alignment. The default of ev_txid is the top-level transaction's id,
+    -- also inside a savepoint, which is the only kind that a snapshot lists.
+    execute format(
+        'create table pgtally.event_%s (
+            ev_txid xid8 not null default pg_current_xact_id(),
+            ev_time timestamptz not null default clock_timestamp(),
+            ev_delta bigint not null,
+            ev_key %s not null %s,
+            ev_slot smallint not null,
+            ev_data jsonb
+        ) partition by list (ev_slot)',
+        id, key_type, case key_type when 'text' then 'check (octet_length(ev_key) <= 2000)' else '' end);
+    for slot in 0..2 loop
+        -- Rows are only ever added, and taken away by TRUNCATE: there is nothing to vacuum.
+        execute format('create table pgtally.event_%1$s_%2$s partition of pgtally.event_%1$s for values in (%2$s)
+            with (autovacuum_enabled = off)', id, slot);
+    end loop;
+    execute format('create index on pgtally.event_%s (ev_txid)', id);
+    return true;
+end
+$$;

@@ -1,0 +1,29 @@
+-- drop_counter(counter_name): removes a counter; the counts in the user's table stay as they are.
+--
+-- What was still pending or carried is not added any more; apply_batch() first, where that matters. pgtally's own table
+-- goes with the counter. The queue that came with the counter, and its source's triggers, go with its last consumer.
+--
+-- Errors: TL001 when there is no such counter.
+create or replace function pgtally.drop_counter(counter_name text) returns void
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+    counter pgtally.counter;
+    queue pgtally.queue;
+begin
+    lock table pgtally.counter in share row exclusive mode;
+    counter := pgtally.require_counter(counter_name);
+    select q.* into queue from pgtally.queue q join pgtally.consumer c using (queue_id) where c.consumer_id = counter.counter_id;
+    -- Waits for the batch in hand.
+    perform pgtally.lock_consumer(queue.name, counter_name);
+    delete from pgtally.counter k where k.counter_id = counter.counter_id;
+    delete from pgtally.batch b where b.consumer_id = counter.counter_id;
+    delete from pgtally.consumer c where c.consumer_id = counter.counter_id;
+    execute format('drop table pgtally.carry_%s', counter.counter_id);
+    if counter.own_target then
+        execute format('drop table %s', counter.target_table);
+    end if;
+    if queue.implicit and not exists (select from pgtally.consumer c where c.queue_id = queue.queue_id) then
+        perform pgtally.drop_queue(queue.name);
+    end if;
+end
+$$;

@@ -1,0 +1,53 @@
+-- next_boundary(consumer, start_boundary, max_events): where the consumer's next batch ends.
+--
+-- All that has finished by now; where that is more than max_events, cut at a transaction (cut_boundary), so that a
+-- backlog of any size is taken in bounded batches. A transaction is never divided: a batch can be larger than
+-- max_events by the last one's events, and by those of old transactions that have just finished. max_events NULL: uncut.
+-- `cut` says whether it was. To be called under the lock of the consumer's row and in a later statement than the lock.
+--
+-- Errors: TL004 when the transaction is not READ COMMITTED; TL005 when the boundary belongs to another cluster; TL006
+-- when time ran backwards, which cannot happen in the cluster that made the boundary.
+create or replace function pgtally.next_boundary(
+    consumer pgtally.consumer, start_boundary pg_snapshot, max_events integer, out boundary pg_snapshot, out cut boolean
+) language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+    first_txid xid8;
+    limit_txid xid8;
+begin
+    boundary := pgtally.current_boundary();
+    cut := false;
+    if consumer.system_identifier <> (select system_identifier from pg_control_system()) then
+        raise exception 'Consumer "%": its position was stored in another database cluster', consumer.name
+            using errcode = 'TL005', hint = 'The database was restored, upgraded or replicated into this cluster, where '
+                'transaction ids start elsewhere. Nothing was applied and the events are kept.';
+    elsif pg_snapshot_xmax(boundary) < pg_snapshot_xmax(start_boundary)
+        or pg_snapshot_xmin(boundary) < pg_snapshot_xmin(start_boundary)
+        or exists (
+            select from pg_snapshot_xip(boundary) xid
+            where xid < pg_snapshot_xmax(start_boundary) and pg_visible_in_snapshot(xid, start_boundary))
+    then
+        raise exception 'Consumer "%": the boundary % lies before the last one, %', consumer.name, boundary, start_boundary
+            using errcode = 'TL006', hint = 'Transaction ids went backwards: was the cluster reset with pg_resetwal?';
+    end if;
+
+    if max_events is not null then
+        execute format('select ev_txid from pgtally.event_%s where ev_txid >= $1 and ev_txid < $2 order by ev_txid offset $3 limit 1',
+            consumer.queue_id)
+        into limit_txid using pg_snapshot_xmax(start_boundary), pg_snapshot_xmax(boundary), max_events;
+    end if;
+    if limit_txid is null then
+        return;
+    end if;
+    -- The first transaction is always in, however large, or there would be no progress.
+    execute format('select ev_txid from pgtally.event_%s where ev_txid >= $1 order by ev_txid limit 1', consumer.queue_id)
+    into first_txid using pg_snapshot_xmax(start_boundary);
+    if first_txid = limit_txid then
+        execute format('select ev_txid from pgtally.event_%s where ev_txid > $1 order by ev_txid limit 1', consumer.queue_id)
+        into limit_txid using first_txid;
+    end if;
+    cut := limit_txid < pg_snapshot_xmax(boundary);
+    if cut then
+        boundary := pgtally.cut_boundary(boundary, limit_txid);
+    end if;
+end
+$$;

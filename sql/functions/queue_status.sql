@@ -1,0 +1,44 @@
+-- queue_status(): one row for each queue: its events, its slots and its consumers.
+--
+-- slot_bytes: the size of each slot with its index. current_slot: the one that is being written. pending_events, lag:
+-- of the consumer that is furthest behind, and the age of its oldest pending event.
+create or replace function pgtally.queue_status()
+returns table (
+    name text, key_type text, rotation_period interval, consumers text[], pending_events bigint, lag interval,
+    current_slot integer, slot_bytes bigint[]
+)
+language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+#variable_conflict use_column
+declare
+    queue record;
+    consumer record;
+    pending bigint;
+    oldest timestamptz;
+begin
+    for queue in select * from pgtally.queue order by name loop
+        name := queue.name;
+        key_type := queue.key_type;
+        rotation_period := queue.rotation_period;
+        consumers := '{}';
+        pending_events := 0;
+        lag := interval '0';
+        current_slot := pgtally.slot_at(clock_timestamp(), queue.rotation_period);
+        slot_bytes := array(
+            select pg_total_relation_size(format('pgtally.event_%s_%s', queue.queue_id, slot)::regclass)
+            from generate_series(0, 2) slot order by slot);
+        for consumer in
+            select c.name, p.end_boundary, p.start_boundary, p.finished_at
+            from pgtally.consumer c, lateral pgtally.consumer_position(c.consumer_id) p
+            where c.queue_id = queue.queue_id order by c.name
+        loop
+            consumers := consumers || consumer.name;
+            execute format('select count(*), min(ev_time) from (%s) e', pgtally.events_query(queue.queue_id,
+                case when consumer.finished_at is null then consumer.start_boundary else consumer.end_boundary end, null))
+            into pending, oldest;
+            pending_events := greatest(pending_events, pending);
+            lag := greatest(lag, clock_timestamp() - oldest); -- ignores a NULL
+        end loop;
+        return next;
+    end loop;
+end
+$$;

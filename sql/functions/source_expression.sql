@@ -1,0 +1,50 @@
+-- source_expression(source_table, expression, is_condition): the expression as the server understands it, for a trigger.
+--
+-- It may use the row's own columns and immutable functions only, or the count would depend on when it was taken; the
+-- server itself checks that, as for an index. pg_get_expr writes the result with every constant typed and every name
+-- outside pg_catalog qualified, so it means the same in every session, and two ways of writing it compare equal.
+--
+-- Errors: TL003 when it cannot be used.
+create or replace function pgtally.source_expression(source_table regclass, expression text, is_condition boolean) returns text
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+    probe constant text := format('pgtally.probe_%s', pg_backend_pid());
+    single refcursor;
+    canonical text;
+    result_type regtype;
+    message text;
+begin
+    if expression is null then
+        return null;
+    end if;
+    begin
+        -- A cursor takes one query and no more, and runs nothing yet. The line break ends a comment.
+        open single for execute format(E'select (%s\n) from %s limit 0', expression, source_table);
+        close single;
+        execute format('create table %s (like %s)', probe, source_table);
+        if is_condition then
+            execute format(E'create index on %s ((1)) where (%s\n)', probe, expression);
+        else
+            execute format(E'create index on %s ((%s\n))', probe, expression);
+        end if;
+        select case when is_condition then pg_get_expr(indpred, indrelid) else pg_get_indexdef(indexrelid, 1, false) end, atttypid
+        into canonical, result_type
+        from pg_index join pg_attribute on attrelid = indexrelid and attnum = 1
+        where indrelid = probe::regclass;
+        raise exception using errcode = 'TL000';
+    exception
+        when sqlstate 'TL000' then null; -- takes the probe away again
+        when others then message := sqlerrm;
+    end;
+    if message is null and not is_condition and result_type not in ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype) then
+        message := format('it is of type %s, and only smallint, integer and bigint add up exactly', result_type);
+    end if;
+    if message is not null then
+        raise exception 'The expression "%" cannot be used for the rows of %: %', expression, source_table, message
+            using errcode = 'TL003', hint = case when is_condition
+                then 'Give a condition on the columns of one row, such as kind = ''like''.'
+                else 'Give a whole number computed from the columns of one row, such as weight.' end;
+    end if;
+    return canonical;
+end
+$$;

@@ -1,0 +1,78 @@
+-- The tables of pgtally. A migration is frozen once it is released; a later change is a new file.
+--
+-- The files are written for the schema `pgtally`; for another schema the installer replaces that name.
+-- Tables made for one queue or counter carry its number: event_1 (with the slots event_1_0 to event_1_2), carry_1, count_1.
+
+-- One row. The version is the number of migrations that have run.
+create table pgtally.installation (
+    schema_version integer not null,
+    functions_hash text not null,
+    installed_at timestamptz not null default now()
+);
+
+create table pgtally.queue (
+    queue_id integer generated always as identity primary key,
+    name text not null unique check (name <> ''),
+    key_type text not null check (key_type in ('smallint', 'integer', 'bigint', 'uuid', 'text')),
+    rotation_period interval not null check (rotation_period >= interval '1 second'),
+    -- Made together with a counter, and dropped with its last consumer.
+    implicit boolean not null,
+    created_at timestamptz not null default now()
+);
+
+-- The table whose rows a queue's events stand for. Its triggers are the only ones that may emit to the queue.
+create table pgtally.source (
+    queue_id integer primary key references pgtally.queue,
+    source_table regclass not null,
+    source_key name not null,
+    -- Both as the server itself writes them out (pg_get_expr), with every constant and cast resolved.
+    where_condition text,
+    sum_expression text
+);
+
+-- A consumer's row is locked by whoever works on its batch and is not updated by it: a row that is updated for every
+-- batch grows a chain of dead versions for as long as anyone holds back the cluster's oldest transaction.
+create table pgtally.consumer (
+    consumer_id integer generated always as identity primary key,
+    queue_id integer not null references pgtally.queue,
+    name text not null check (name <> ''),
+    -- Transaction ids mean nothing in another cluster (pg_control_system), so neither do the boundaries.
+    system_identifier bigint not null,
+    last_error text,
+    last_error_at timestamptz,
+    created_at timestamptz not null default now(),
+    unique (queue_id, name)
+);
+
+-- The newest row of a consumer is its position: the open batch while finished_at is null, otherwise the end of the
+-- last one. Append-only for the same reason: the newest row is the first that a backward index scan meets, however
+-- many dead ones lie behind it. rotate() deletes what is no longer needed.
+create table pgtally.batch (
+    batch_id bigint generated always as identity primary key,
+    -- No foreign key: its check would lock the consumer's row once more for every batch.
+    consumer_id integer not null,
+    start_boundary pg_snapshot not null,
+    end_boundary pg_snapshot not null,
+    finished_at timestamptz,
+    -- Totals of the consumer up to this batch; events and dropped_events are kept for counters only.
+    batches bigint not null,
+    events bigint not null,
+    dropped_events bigint not null,
+    unique (consumer_id, batch_id)
+);
+
+create table pgtally.counter (
+    counter_id integer primary key references pgtally.consumer,
+    name text not null unique,
+    target_table regclass not null,
+    target_key name not null,
+    target_column name not null,
+    on_missing text not null check (on_missing in ('drop', 'insert', 'error')),
+    -- Whether target_table is pgtally's own count_<counter_id>.
+    own_target boolean not null
+);
+
+-- sum(bigint) computes in numeric; this one adds in bigint, twice as fast, and raises an error when it overflows.
+create aggregate pgtally.sum_delta(bigint) (
+    sfunc = int8pl, stype = bigint, initcond = '0', combinefunc = int8pl, parallel = safe
+);

@@ -1,0 +1,70 @@
+import { Command, InvalidArgumentError } from 'commander'
+import pg from 'pg'
+import type { Pool } from 'pg'
+
+import { PgtallyError } from '../errors.ts'
+import { defaultSchema } from '../schema.ts'
+import { createTally } from '../tally.ts'
+import type { Tally } from '../tally.ts'
+
+/** Exit codes: 0 is success. */
+export const negativeAnswer = 1
+export const wrongUsage = 2
+
+export interface ConnectionOptions {
+  databaseUrl?: string
+  schema: string
+}
+
+/** A command that works on a database: with the options that say which. */
+export function databaseCommand(name: string): Command {
+  return new Command(name)
+    .option('--database-url <url>', 'the database (default: DATABASE_URL, else the usual PG* variables)')
+    .option('--schema <name>', 'the schema that pgtally is installed in', defaultSchema)
+}
+
+export interface Connection {
+  pool: Pool
+  tally: Tally
+}
+
+/** Runs `work` on a pool that is closed afterwards. */
+export async function withConnection<T>({ databaseUrl, schema }: ConnectionOptions, work: (connection: Connection) => Promise<T>): Promise<T> {
+  const pool = createPool(databaseUrl)
+  try {
+    return await work({ pool, tally: createTally({ pool, schema }) })
+  } finally {
+    await pool.end()
+  }
+}
+
+export function createPool(databaseUrl: string | undefined = process.env.DATABASE_URL, max = 10): Pool {
+  // Without a connection string, pg itself looks at the PG* variables.
+  const pool = new pg.Pool({ ...(databaseUrl ? { connectionString: databaseUrl } : {}), max, application_name: 'pgtally' })
+  // An idle connection that dies reports it here; unheard, it would end the process. The next statement tells.
+  pool.on('error', () => {})
+  return pool
+}
+
+export function printLine(text: string): void {
+  process.stdout.write(`${text}\n`)
+}
+
+export function printJson(value: unknown): void {
+  printLine(JSON.stringify(value, null, 2))
+}
+
+/** Parses an option's value as a whole number of at least `smallest`. */
+export function wholeNumber(smallest: number): (text: string) => number {
+  return (text) => {
+    const number = Number(text)
+    if (!Number.isSafeInteger(number) || number < smallest) throw new InvalidArgumentError(`It must be a whole number, ${smallest} or more.`)
+    return number
+  }
+}
+
+/** The exit code for an error that ended a command. */
+export function exitCodeFor(error: unknown): number {
+  const usage = ['INVALID_ARGUMENT', 'INVALID_DEFINITION']
+  return error instanceof PgtallyError && usage.includes(error.code) ? wrongUsage : negativeAnswer
+}

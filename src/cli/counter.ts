@@ -1,0 +1,107 @@
+import { Command, Option } from 'commander'
+
+import type { CounterDefinition } from '../counters/definition.ts'
+import { PgtallyError } from '../errors.ts'
+import { databaseCommand, printJson, printLine, withConnection, wholeNumber } from './command.ts'
+import type { ConnectionOptions } from './command.ts'
+import { formatTable } from './table.ts'
+
+interface CreateOptions extends ConnectionOptions {
+  source?: string
+  sourceKey?: string
+  where?: string
+  sum?: string
+  target?: string
+  targetKey?: string
+  targetColumn?: string
+  onMissing?: 'drop' | 'insert' | 'error'
+  keyType?: 'smallint' | 'integer' | 'bigint' | 'uuid' | 'text'
+  queue?: string
+  rotationPeriod?: number
+}
+
+export function counterCommand(): Command {
+  return new Command('counter')
+    .description('create, list and drop counters')
+    .addCommand(createCommand())
+    .addCommand(listCommand())
+    .addCommand(dropCommand())
+}
+
+function createCommand(): Command {
+  return databaseCommand('create')
+    .description('create a counter; rows that are there already are counted, too')
+    .argument('<name>', 'the name of the counter')
+    .option('--source <table>', 'the table whose rows are counted')
+    .option('--source-key <column>', 'the column that says for what each row counts')
+    .option('--where <sql>', 'count only rows for which this condition is true')
+    .option('--sum <sql>', 'add up this whole number instead of counting rows')
+    .option('--target <table>', "the table to store the count in (default: a table of pgtally's own)")
+    .option('--target-key <column>', 'its key column')
+    .option('--target-column <column>', 'its column for the count')
+    .addOption(new Option('--on-missing <action>', 'what to do for a key without a row in the target').choices(['drop', 'insert', 'error']))
+    .addOption(
+      new Option('--key-type <type>', 'the type of the keys, where neither source nor target tells').choices(['smallint', 'integer', 'bigint', 'uuid', 'text']),
+    )
+    .option('--queue <name>', 'follow the queue of another counter instead of having a source')
+    .option('--rotation-period <seconds>', 'how long one slot of the queue is written (default: 300)', wholeNumber(1))
+    .addHelpText('after', '\nExample:\n  pgtally counter create post_likes --source likes --source-key post_id \\\n    --target posts --target-key id --target-column like_count')
+    .action((name: string, options: CreateOptions) =>
+      withConnection(options, async ({ tally }) => {
+        const created = await tally.createCounter(name, definition(options))
+        printLine(created ? `Created the counter "${name}".` : `The counter "${name}" exists already, with the same definition.`)
+      }),
+    )
+}
+
+function definition(options: CreateOptions): CounterDefinition {
+  const { source: table, sourceKey, target, targetKey, targetColumn } = options
+  const source = together({ '--source': table, '--source-key': sourceKey })
+  const stored = together({ '--target': target, '--target-key': targetKey, '--target-column': targetColumn })
+  if (source === undefined && (options.where ?? options.sum) !== undefined) {
+    throw new PgtallyError('INVALID_ARGUMENT', '--where and --sum need --source, whose rows they are about.')
+  }
+  return {
+    source: source && { table: source['--source'], key: source['--source-key'], where: options.where, sum: options.sum },
+    target: stored && { table: stored['--target'], key: stored['--target-key'], column: stored['--target-column'] },
+    onMissing: options.onMissing,
+    keyType: options.keyType,
+    queue: options.queue,
+    rotationPeriodMs: options.rotationPeriod === undefined ? undefined : options.rotationPeriod * 1000,
+  }
+}
+
+/** Options that are given all or none. */
+function together<K extends string>(given: Record<K, string | undefined>): Record<K, string> | undefined {
+  const missing = Object.entries(given).flatMap(([option, value]) => (value === undefined ? [option] : []))
+  if (missing.length === Object.keys(given).length) return undefined
+  if (missing.length > 0) throw new PgtallyError('INVALID_ARGUMENT', `${Object.keys(given).join(', ')} belong together: ${missing.join(', ')} is missing.`)
+  return given as Record<K, string>
+}
+
+function listCommand(): Command {
+  return databaseCommand('list')
+    .description('list the counters')
+    .option('--json', 'print JSON')
+    .action((options: ConnectionOptions & { json?: true }) =>
+      withConnection(options, async ({ tally }) => {
+        const { counters } = await tally.status()
+        const listed = counters.map(({ name, queue, source, target }) => ({ name, queue, source, target }))
+        if (options.json) printJson(listed)
+        else if (listed.length === 0) printLine('There are no counters.')
+        else printLine(formatTable(['counter', 'queue', 'source', 'target'], listed.map(({ name, queue, source, target }) => [name, queue, source ?? 'add()', target])))
+      }),
+    )
+}
+
+function dropCommand(): Command {
+  return databaseCommand('drop')
+    .description('drop a counter; counts in your own table stay as they are')
+    .argument('<name>', 'the name of the counter')
+    .action((name: string, options: ConnectionOptions) =>
+      withConnection(options, async ({ tally }) => {
+        await tally.dropCounter(name)
+        printLine(`Dropped the counter "${name}".`)
+      }),
+    )
+}

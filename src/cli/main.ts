@@ -1,0 +1,35 @@
+#!/usr/bin/env node
+import { readFileSync } from 'node:fs'
+
+import { Command, CommanderError } from 'commander'
+
+import { describeError } from '../errors.ts'
+import { exitCodeFor, wrongUsage } from './command.ts'
+import { counterCommand } from './counter.ts'
+import { demoCommand } from './demo.ts'
+import { drainCommand } from './drain.ts'
+import { installCommand } from './install.ts'
+import { statusCommand } from './status.ts'
+import { uninstallCommand } from './uninstall.ts'
+import { workerCommand } from './worker.ts'
+
+const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
+
+const program = new Command('pgtally')
+  .description('Exact, fast counters on plain PostgreSQL.')
+  .version(version)
+  .addHelpText('after', '\nExit codes: 0 success, 1 a negative answer or an error, 2 wrong usage.')
+const commands = [installCommand(), uninstallCommand(), counterCommand(), workerCommand(), drainCommand(), statusCommand(), demoCommand()]
+for (const command of commands) program.addCommand(command)
+for (const command of [program, ...commands, ...commands.flatMap((parent) => parent.commands)]) command.exitOverride().showHelpAfterError()
+
+try {
+  await program.parseAsync()
+} catch (error) {
+  if (error instanceof CommanderError) {
+    process.exitCode = error.exitCode === 0 ? 0 : wrongUsage
+  } else {
+    process.stderr.write(`error: ${describeError(error)}\n`)
+    process.exitCode = exitCodeFor(error)
+  }
+}

@@ -1,0 +1,59 @@
+import type { Command } from 'commander'
+
+import type { Status } from '../status.ts'
+import { databaseCommand, printJson, printLine, withConnection } from './command.ts'
+import type { ConnectionOptions } from './command.ts'
+import { formatTable } from './table.ts'
+
+export function statusCommand(): Command {
+  return databaseCommand('status')
+    .description('show where every counter and queue stands; exit code 1 when a counter cannot go on')
+    .option('--json', 'print JSON')
+    .action((options: ConnectionOptions & { json?: true }) =>
+      withConnection(options, async ({ tally }) => {
+        const status = await tally.status()
+        if (options.json) printJson(status)
+        else printLine(describe(status))
+        if (status.counters.some(({ lastError }) => lastError !== null)) process.exitCode = 1
+      }),
+    )
+}
+
+const number = (value: number) => value.toLocaleString('en-US')
+const seconds = (value: number | null) => (value === null ? '-' : `${value.toLocaleString('en-US', { maximumFractionDigits: 1 })} s`)
+const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MB`
+
+function describe({ counters, queues, oldestTransactionSeconds }: Status): string {
+  if (counters.length + queues.length === 0) return 'There are no counters yet. Create one with `pgtally counter create`.'
+  return [
+    formatTable(
+      ['counter', 'target', 'pending', 'lag', 'carried', 'events', 'batches', 'dropped'],
+      counters.map((counter) => [
+        counter.name,
+        counter.target,
+        number(counter.pendingEvents),
+        seconds(counter.lagSeconds),
+        number(counter.carriedKeys),
+        number(counter.events),
+        number(counter.batches),
+        number(counter.droppedEvents),
+      ]),
+      [2, 3, 4, 5, 6, 7],
+    ),
+    '',
+    formatTable(
+      ['queue', 'keys', 'consumers', 'pending', 'slots (* is written)'],
+      queues.map((queue) => [
+        queue.name,
+        queue.keyType,
+        queue.consumers.join(', ') || '-',
+        number(queue.pendingEvents),
+        queue.slotBytes.map((bytes, slot) => `${mebibytes(bytes)}${slot === queue.currentSlot ? '*' : ''}`).join('  '),
+      ]),
+      [3],
+    ),
+    '',
+    `Oldest open transaction: ${seconds(oldestTransactionSeconds)}`,
+    ...counters.flatMap(({ name, lastError, lastErrorAt }) => (lastError === null ? [] : [`\n${name} cannot go on since ${lastErrorAt}: ${lastError}`])),
+  ].join('\n')
+}

@@ -1,0 +1,140 @@
+import { z } from 'zod'
+
+import { PgtallyError } from '../errors.ts'
+
+const keyTypes = ['smallint', 'integer', 'bigint', 'uuid', 'text'] as const
+
+/** The type of a queue's keys. `varchar` columns count as `text`. */
+export type KeyType = (typeof keyTypes)[number]
+
+const name = z.string().min(1)
+
+const definitionSchema = z.strictObject({
+  source: z.strictObject({ table: name, key: name, where: name.optional(), sum: name.optional() }).optional(),
+  target: z.strictObject({ table: name, key: name, column: name }).optional(),
+  onMissing: z.enum(['drop', 'insert', 'error']).optional(),
+  keyType: z.enum(keyTypes).optional(),
+  queue: name.optional(),
+  rotationPeriodMs: z.int().min(1000).optional(),
+})
+
+/** What a counter counts, and where the count is stored. Table names may be qualified: `app.likes`. */
+export interface CounterDefinition {
+  /**
+   * The table whose rows are counted. Without one, events come from `counter.add()`.
+   * - `key`: the column that says for what each row counts.
+   * - `where`: SQL condition on a row's columns; only rows for which it is true count.
+   * - `sum`: SQL expression for a whole number to add up, instead of counting 1 for each row.
+   */
+  source?: { table: string; key: string; where?: string | undefined; sum?: string | undefined } | undefined
+  /** The column that the count is stored in. Without one, counts are kept in a table of pgtally's own. */
+  target?: { table: string; key: string; column: string } | undefined
+  /**
+   * What happens to a key that has no row in the target: `drop` its events (they are counted as dropped), `insert` a row, or
+   * stop with an `error`. Default: `drop` for a table of yours (the row was deleted), `insert` for pgtally's own.
+   */
+  onMissing?: 'drop' | 'insert' | 'error' | undefined
+  /** The type of the keys, where neither source nor target tells. Default: `bigint`. */
+  keyType?: KeyType | undefined
+  /** Follow the queue of this other counter, at a pace of its own, instead of having a source. */
+  queue?: string | undefined
+  /** How long writers stay in one of the queue's three slots, in ms. Events take up space for two to three times that. Default: 300 000. */
+  rotationPeriodMs?: number | undefined
+}
+
+/** The arguments of the SQL function create_counter(), by name. */
+export type CreateCounterArguments = Record<string, string | undefined>
+
+/** @throws PgtallyError INVALID_DEFINITION */
+export function createCounterArguments(counterName: string, definition: CounterDefinition): CreateCounterArguments {
+  const parsed = definitionSchema.safeParse(definition)
+  if (!parsed.success) {
+    throw new PgtallyError('INVALID_DEFINITION', `Counter "${counterName}": ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`)
+  }
+  const { source, target, onMissing, keyType, queue, rotationPeriodMs } = parsed.data
+  return {
+    counter_name: counterName,
+    source: source?.table,
+    source_key: source?.key,
+    where_condition: source?.where,
+    sum_expression: source?.sum,
+    target: target?.table,
+    target_key: target?.key,
+    target_column: target?.column,
+    on_missing: onMissing,
+    key_type: keyType,
+    queue,
+    rotation_period: rotationPeriodMs === undefined ? undefined : `${rotationPeriodMs} milliseconds`,
+  }
+}
+
+/** A value that can be a key: `bigint` columns take all three, `uuid` and `text` strings. */
+export type Key = string | number | bigint
+
+type SelectType<C> = C extends { readonly __select__: infer S } ? S : C
+type InsertType<C> = C extends { readonly __insert__: infer I } ? I : C
+type UpdateType<C> = C extends { readonly __update__: infer U } ? U : C
+
+/** Columns that a number may be written to, whatever type a driver reads them as. */
+type NumberColumn<T> = { [C in keyof T & string]: [Extract<UpdateType<T[C]>, number | bigint>] extends [never] ? never : C }[keyof T & string]
+type KeyColumn<T> = { [C in keyof T & string]: [Extract<SelectType<T[C]>, Key>] extends [never] ? never : C }[keyof T & string]
+
+type TypedSource<DB> = {
+  [T in keyof DB & string]: { table: T; key: KeyColumn<DB[T]>; where?: string; sum?: string }
+}[keyof DB & string]
+type TypedTarget<DB> = {
+  [T in keyof DB & string]: { table: T; key: KeyColumn<DB[T]>; column: NumberColumn<DB[T]> }
+}[keyof DB & string]
+
+/** A `CounterDefinition` whose tables and columns are those of a Kysely `DB` type. */
+export type TypedCounterDefinition<DB> = Omit<CounterDefinition, 'source' | 'target'> & {
+  source?: TypedSource<DB>
+  target?: TypedTarget<DB>
+}
+
+export type CounterDefinitions = Readonly<Record<string, CounterDefinition>>
+
+/** Carries, for the types only, which values are keys of a counter. */
+export interface DefinedCounters<Keys extends Record<string, Key>> {
+  readonly definitions: CounterDefinitions
+  readonly __keys__?: Keys
+}
+
+type ColumnKey<DB, R> = R extends { table: infer T; key: infer C }
+  ? T extends keyof DB
+    ? C extends keyof DB[T]
+      ? Extract<SelectType<DB[T][C]> | InsertType<DB[T][C]>, Key>
+      : Key
+    : Key
+  : Key
+
+type KeyOf<DB, D> = D extends { source: infer S }
+  ? ColumnKey<DB, S>
+  : D extends { target: infer T }
+    ? ColumnKey<DB, T>
+    : D extends { keyType: 'uuid' | 'text' }
+      ? string
+      : Key
+
+/**
+ * Defines counters whose table, key and column names are checked against a Kysely `DB` type; a target column that is no
+ * number is a type error. Without the type argument any names are accepted, and the database checks them.
+ *
+ * @example
+ * ```ts
+ * const counters = defineCounters<DB>()({
+ *   post_likes: {
+ *     source: { table: 'likes', key: 'post_id' },
+ *     target: { table: 'posts', key: 'id', column: 'like_count' },
+ *   },
+ *   page_views: { keyType: 'text' },
+ * })
+ * const tally = createTally({ pool, counters })
+ * ```
+ */
+// oxlint-disable-next-line no-explicit-any -- any table with any columns, where no DB type is given
+export function defineCounters<DB = any>() {
+  return <const D extends Record<string, TypedCounterDefinition<DB>>>(
+    definitions: D,
+  ): DefinedCounters<{ [N in keyof D & string]: KeyOf<DB, D[N]> }> => ({ definitions: definitions as CounterDefinitions })
+}

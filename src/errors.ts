@@ -1,0 +1,102 @@
+/** What went wrong, for programs; the message says it to people, with the remedy. */
+export type PgtallyErrorCode =
+  | 'NOT_INSTALLED'
+  | 'SCHEMA_TOO_NEW'
+  | 'SCHEMA_TOO_OLD'
+  | 'SERVER_TOO_OLD'
+  | 'PERMISSION_DENIED'
+  | 'INVALID_ARGUMENT'
+  | 'INVALID_DEFINITION'
+  | 'DEFINITION_CONFLICT'
+  | 'NOT_FOUND'
+  | 'IN_USE'
+  | 'INVALID_EVENT'
+  | 'ISOLATION'
+  | 'OTHER_CLUSTER'
+  | 'BOUNDARY_BACKWARDS'
+  | 'MISSING_TARGET_ROW'
+  | 'LOCK_TIMEOUT'
+  | 'UNSAFE_COUNT'
+
+export class PgtallyError extends Error {
+  override readonly name = 'PgtallyError'
+  readonly code: PgtallyErrorCode
+
+  constructor(code: PgtallyErrorCode, message: string, options?: ErrorOptions) {
+    super(message, options)
+    this.code = code
+  }
+}
+
+/** SQLSTATEs that only pgtally's own SQL functions raise. */
+const ownStates: Readonly<Record<string, PgtallyErrorCode>> = {
+  TL001: 'NOT_FOUND',
+  TL002: 'DEFINITION_CONFLICT',
+  TL003: 'INVALID_DEFINITION',
+  TL004: 'ISOLATION',
+  TL005: 'OTHER_CLUSTER',
+  TL006: 'BOUNDARY_BACKWARDS',
+  TL007: 'INVALID_EVENT',
+  TL008: 'MISSING_TARGET_ROW',
+  TL010: 'IN_USE',
+}
+
+/** PostgreSQL's own SQLSTATEs as they come up while something is defined, with what to do about them. */
+const definitionStates: Readonly<Record<string, readonly [PgtallyErrorCode, remedy: string]>> = {
+  '42P01': ['INVALID_DEFINITION', 'Check its name; a table outside the search path needs its schema: schema.table.'],
+  '42602': ['INVALID_DEFINITION', 'Check the name.'],
+  '42501': ['PERMISSION_DENIED', 'pgtally is set up by a role that owns the tables (or has TRIGGER and SELECT on the source, SELECT and UPDATE on the target) and may create in the database.'],
+  '55P03': ['LOCK_TIMEOUT', 'Other transactions hold the table; try again when they have ended.'],
+}
+
+interface DatabaseError extends Error {
+  /** SQLSTATE */
+  code: string
+  detail?: string
+  hint?: string
+}
+
+/** By shape, as the caller may bring another copy of pg. */
+export function isDatabaseError(error: unknown): error is DatabaseError {
+  return error instanceof Error && 'severity' in error && 'code' in error && typeof error.code === 'string'
+}
+
+/** Whether the server, not the statement, is the trouble, so that the same will work once it is reachable again. */
+export function isConnectionError(error: unknown): boolean {
+  if (isDatabaseError(error)) return /^(08|53300|57P0)/.test(error.code)
+  return error instanceof Error && !(error instanceof PgtallyError)
+}
+
+/**
+ * The error as the caller of pgtally shall see it: what pgtally's own functions raise becomes a `PgtallyError`, all else
+ * stays what it is, so that a caller's retry on 40001 or 40P01 still works.
+ */
+export function translateError(error: unknown): unknown {
+  if (!isDatabaseError(error)) return error
+  const code = ownStates[error.code]
+  if (code !== undefined) return new PgtallyError(code, sentence(error.message, error.hint), { cause: error })
+  // A function was called in a schema that does not exist.
+  if (error.code === '3F000') {
+    return new PgtallyError('NOT_INSTALLED', `pgtally is not installed here: ${error.message}. Run \`pgtally install\`, or name the right schema.`, { cause: error })
+  }
+  return error
+}
+
+/** As `translateError`, for installing and defining, where the server's own errors are about the definition. */
+export function translateDefinitionError(error: unknown): unknown {
+  const state = isDatabaseError(error) ? definitionStates[error.code] : undefined
+  if (state === undefined) return translateError(error)
+  return new PgtallyError(state[0], sentence((error as Error).message, state[1]), { cause: error })
+}
+
+/** The error in one line, with the details that the server gave. */
+export function describeError(error: unknown): string {
+  const translated = translateError(error)
+  if (!(translated instanceof Error)) return String(translated)
+  const { detail, hint } = isDatabaseError(translated) ? translated : { detail: undefined, hint: undefined }
+  return [translated.message, detail, hint].filter((part) => part !== undefined).join('. ')
+}
+
+function sentence(message: string, remedy: string | undefined): string {
+  return remedy === undefined ? message : `${message}. ${remedy}`
+}

@@ -1,0 +1,148 @@
+import { createHash } from 'node:crypto'
+import { readdir, readFile } from 'node:fs/promises'
+
+import type { Pool, PoolClient } from 'pg'
+
+import { PgtallyError, translateDefinitionError } from '../errors.ts'
+import { inTransaction } from '../transaction.ts'
+
+const sqlRoot = new URL('../../sql/', import.meta.url)
+const oldestServer = 14
+
+export interface InstallResult {
+  /** The schema's version before, 0 when it was not there. */
+  from: number
+  /** The schema's version now. */
+  to: number
+}
+
+interface SqlFiles {
+  /** In order; the schema's version is their number. Every release that changes any SQL adds one. */
+  migrations: string[]
+  functions: string[]
+  /** Tells two states of the functions apart within one version, which happens in development only. */
+  functionsHash: string
+}
+
+/**
+ * Installs pgtally's schema or brings it up to date, in one transaction. Run again it changes nothing; run by many at
+ * once, one does the work and the others wait for it.
+ *
+ * @throws PgtallyError SERVER_TOO_OLD, SCHEMA_TOO_NEW, PERMISSION_DENIED, INVALID_ARGUMENT (the schema belongs to something else)
+ */
+export async function install(pool: Pool, schema: string): Promise<InstallResult> {
+  const files = await readSqlFiles(schema)
+  try {
+    return await inTransaction(pool, (client) => installInTransaction(client, schema, files))
+  } catch (error) {
+    throw translateDefinitionError(error)
+  }
+}
+
+async function installInTransaction(client: PoolClient, schema: string, files: SqlFiles): Promise<InstallResult> {
+  await requireServer(client)
+  await client.query(`select pg_advisory_xact_lock(hashtextextended('pgtally install ' || $1, 0))`, [schema])
+  const installed = await installedVersion(client, schema)
+  const to = files.migrations.length
+  const from = installed?.version ?? 0
+  if (from > to) throw tooNew(schema, from, to)
+  if (from === to && installed?.functionsHash === files.functionsHash) return { from, to }
+
+  if (installed === undefined) await client.query(`create schema ${schema}`)
+  for (const migration of files.migrations.slice(from)) await client.query(migration)
+  await dropFunctions(client, schema)
+  for (const definition of files.functions) await client.query(definition)
+  // A function may be called by everyone unless that is taken back; the triggers' functions need no such right.
+  await client.query(`revoke all on all functions in schema ${schema} from public`)
+  await client.query(`delete from ${schema}.installation`)
+  await client.query(`insert into ${schema}.installation (schema_version, functions_hash) values ($1, $2)`, [to, files.functionsHash])
+  return { from, to }
+}
+
+/**
+ * Removes pgtally's schema, and with it the triggers on the source tables. The user's tables and the counts in them stay.
+ *
+ * @returns false when there was nothing to remove
+ */
+export async function uninstall(pool: Pool, schema: string): Promise<boolean> {
+  try {
+    return await inTransaction(pool, async (client) => {
+      if ((await installedVersion(client, schema)) === undefined) return false
+      await client.query(`set local client_min_messages = warning; drop schema ${schema} cascade`)
+      return true
+    })
+  } catch (error) {
+    throw translateDefinitionError(error)
+  }
+}
+
+/**
+ * Makes sure that this version of pgtally and the installed schema fit together.
+ *
+ * @throws PgtallyError NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD
+ */
+export async function requireInstalled(pool: Pool, schema: string): Promise<void> {
+  const { length: expected } = await readdir(new URL('migrations/', sqlRoot))
+  const installed = await inTransaction(pool, (client) => installedVersion(client, schema))
+  if (installed === undefined) {
+    throw new PgtallyError('NOT_INSTALLED', `pgtally is not installed in the schema "${schema}" of this database. Run \`pgtally install\`, or name the right schema.`)
+  }
+  if (installed.version > expected) throw tooNew(schema, installed.version, expected)
+  if (installed.version < expected) {
+    throw new PgtallyError('SCHEMA_TOO_OLD', `The schema "${schema}" has version ${installed.version}, and this pgtally needs ${expected}. Run \`pgtally install\` to upgrade it.`)
+  }
+}
+
+function tooNew(schema: string, installed: number, expected: number): PgtallyError {
+  return new PgtallyError(
+    'SCHEMA_TOO_NEW',
+    `The schema "${schema}" has version ${installed}, and this pgtally knows ${expected} only. Use the version of pgtally that installed it, or a newer one.`,
+  )
+}
+
+async function requireServer(client: PoolClient): Promise<void> {
+  const { rows } = await client.query<{ number: number; name: string }>(
+    `select current_setting('server_version_num')::int4 as number, current_setting('server_version') as name`,
+  )
+  const [server] = rows
+  if (server !== undefined && Number(server.number) < oldestServer * 10_000) {
+    throw new PgtallyError('SERVER_TOO_OLD', `The server is PostgreSQL ${server.name}. pgtally needs ${oldestServer} or later.`)
+  }
+}
+
+async function installedVersion(client: PoolClient, schema: string): Promise<{ version: number; functionsHash: string } | undefined> {
+  const { rows } = await client.query<{ ours: boolean }>(
+    `select to_regclass($1 || '.installation') is not null as ours from pg_catalog.pg_namespace where nspname = $1`,
+    [schema],
+  )
+  const [found] = rows
+  if (found === undefined) return undefined
+  if (!found.ours) {
+    throw new PgtallyError('INVALID_ARGUMENT', `The schema "${schema}" exists and is not pgtally's. Name another one with --schema.`)
+  }
+  const installation = await client.query<{ version: number; hash: string }>(
+    `select schema_version as version, functions_hash as hash from ${schema}.installation`,
+  )
+  const [row] = installation.rows
+  return row === undefined ? undefined : { version: Number(row.version), functionsHash: row.hash }
+}
+
+/** All but the sources' trigger functions, on which triggers depend: so a function may change its result type or go. */
+async function dropFunctions(client: PoolClient, schema: string): Promise<void> {
+  const { rows } = await client.query<{ signature: string }>(
+    `select p.oid::regprocedure::text as signature from pg_catalog.pg_proc p
+    where p.pronamespace = $1::regnamespace and p.prokind = 'f' and p.proname !~ '^source_[0-9]'`,
+    [schema],
+  )
+  for (const { signature } of rows) await client.query(`drop function ${signature}`)
+}
+
+async function readSqlFiles(schema: string): Promise<SqlFiles> {
+  const read = async (folder: string) => {
+    const names = (await readdir(new URL(`${folder}/`, sqlRoot))).toSorted()
+    // The files are written for the schema `pgtally`; nothing else in them is spelled like it with a dot behind.
+    return Promise.all(names.map(async (name) => (await readFile(new URL(`${folder}/${name}`, sqlRoot), 'utf8')).replaceAll('pgtally.', `${schema}.`)))
+  }
+  const [migrations, functions] = await Promise.all([read('migrations'), read('functions')])
+  return { migrations, functions, functionsHash: createHash('sha256').update(functions.join('\n')).digest('hex') }
+}

@@ -1,0 +1,124 @@
+import type { Pool } from 'pg'
+
+import { Counter } from './counters/counter.ts'
+import type { CounterDefinition, DefinedCounters, Key } from './counters/definition.ts'
+import { createCounter, dropCounter } from './counters/manage.ts'
+import { PgtallyError } from './errors.ts'
+import { install, uninstall } from './install/install.ts'
+import type { InstallResult } from './install/install.ts'
+import { checkSchemaName, defaultSchema } from './schema.ts'
+import { readStatus } from './status.ts'
+import type { Status } from './status.ts'
+import { drain } from './worker/drain.ts'
+import type { DrainOptions, DrainResult } from './worker/drain.ts'
+import { Worker } from './worker/worker.ts'
+import type { WorkerOptions } from './worker/worker.ts'
+
+export interface TallyOptions<Keys extends Record<string, Key>> {
+  /** Connections to the database that holds the tables. Never closed by pgtally. */
+  pool: Pool
+  /** The counters of this application, from `defineCounters()`. `install()` creates them. */
+  counters?: DefinedCounters<Keys>
+  /** The schema that pgtally is installed in. Default `pgtally`. */
+  schema?: string
+}
+
+/** pgtally in one database; made by `createTally()`. */
+export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
+  readonly schema: string
+  /** The counters that were given to `createTally()`, by name. */
+  readonly counters: { readonly [N in keyof Keys]: Counter<Keys[N]> }
+  readonly #pool: Pool
+  readonly #definitions: readonly (readonly [name: string, definition: CounterDefinition])[]
+
+  /** @internal Use `createTally()`. */
+  constructor({ pool, counters, schema = defaultSchema }: TallyOptions<Keys>) {
+    // A caller without types may pass a client, in whose transaction the worker would then interfere.
+    if (typeof pool?.connect !== 'function' || typeof pool.totalCount !== 'number') {
+      throw new PgtallyError('INVALID_ARGUMENT', 'createTally() needs a pool: createTally({ pool: new pg.Pool({ connectionString }) }).')
+    }
+    this.schema = checkSchemaName(schema)
+    this.#pool = pool
+    this.#definitions = Object.entries(counters?.definitions ?? {})
+    this.counters = Object.fromEntries(this.#definitions.map(([name]) => [name, this.counter(name)])) as unknown as Tally<Keys>['counters']
+  }
+
+  /**
+   * Installs pgtally's schema or brings it up to date, and creates the counters that were given to `createTally()`. To be
+   * called whenever the application starts: what is there already is left alone, and any number may call it at once.
+   *
+   * @throws PgtallyError SERVER_TOO_OLD, SCHEMA_TOO_NEW, PERMISSION_DENIED; and as `createCounter()`
+   */
+  async install(): Promise<InstallResult> {
+    const result = await install(this.#pool, this.schema)
+    for (const [name, definition] of this.#definitions) await this.createCounter(name, definition)
+    return result
+  }
+
+  /** Removes pgtally's schema and triggers. The user's tables and the counts in them stay. Returns false when it was not installed. */
+  async uninstall(): Promise<boolean> {
+    return uninstall(this.#pool, this.schema)
+  }
+
+  /**
+   * Creates a counter; exact from the first moment, rows that are there already included. Writers to the source wait meanwhile.
+   * The same definition again changes nothing.
+   *
+   * @returns whether it was created
+   * @throws PgtallyError INVALID_DEFINITION, DEFINITION_CONFLICT (a different one has the name; says what differs), NOT_FOUND (the queue to
+   * follow), PERMISSION_DENIED, LOCK_TIMEOUT (writers held the source for half a minute), NOT_INSTALLED
+   */
+  async createCounter(name: string, definition: CounterDefinition): Promise<boolean> {
+    return createCounter(this.#pool, this.schema, name, definition)
+  }
+
+  /**
+   * Removes a counter. Counts in the user's table stay as they are, without what was pending; pgtally's own table goes.
+   *
+   * @throws PgtallyError NOT_FOUND, PERMISSION_DENIED, LOCK_TIMEOUT, NOT_INSTALLED
+   */
+  async dropCounter(name: string): Promise<void> {
+    await dropCounter(this.#pool, this.schema, name)
+  }
+
+  /** A handle to a counter by name, whether it exists or not. */
+  counter<K extends Key = Key>(name: string): Counter<K> {
+    return new Counter(name, this.schema, this.#pool)
+  }
+
+  /**
+   * Starts a worker in this process. Any number of them, here and elsewhere, share the work.
+   *
+   * @example
+   * ```ts
+   * await using worker = tally.worker()
+   * ```
+   */
+  worker(options: WorkerOptions = {}): Worker {
+    return new Worker(this.#pool, this.schema, options)
+  }
+
+  /** Applies everything that has committed by now, with or without workers beside it. */
+  async drain(options?: DrainOptions): Promise<DrainResult> {
+    return drain(this.#pool, this.schema, options)
+  }
+
+  /** Where every counter and queue stands. */
+  async status(): Promise<Status> {
+    return readStatus(this.#pool, this.schema)
+  }
+}
+
+/**
+ * pgtally in the database of `pool`. Opens nothing and changes nothing by itself.
+ *
+ * @example
+ * ```ts
+ * const tally = createTally({ pool, counters })
+ * await tally.install()
+ * await tally.counters.post_likes.get(42)
+ * ```
+ */
+export function createTally<Keys extends Record<string, Key> = Record<never, never>>(options: TallyOptions<Keys>): Tally<Keys> {
+  return new Tally(options)
+}

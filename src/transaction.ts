@@ -1,0 +1,39 @@
+import type { Pool, PoolClient } from 'pg'
+
+export interface TransactionOptions {
+  /**
+   * Let COMMIT return before the log is on disk. Only for transactions that could be done again from what they read:
+   * should a crash take the last ones away, it takes both the counts and the position.
+   */
+  asynchronousCommit?: boolean
+}
+
+/**
+ * Runs `work` in a READ COMMITTED transaction on a connection of its own, whatever the database's default isolation is.
+ * What `work` throws rolls it back and is passed on.
+ */
+export async function inTransaction<T>(
+  pool: Pool,
+  work: (client: PoolClient) => Promise<T>,
+  { asynchronousCommit = false }: TransactionOptions = {},
+): Promise<T> {
+  const client = await pool.connect()
+  // A connection that dies between two statements reports it here; unheard, it would end the process. The next statement fails.
+  const ignore = () => {}
+  client.on('error', ignore)
+  let broken: boolean | Error = false
+  try {
+    await client.query(`BEGIN ISOLATION LEVEL READ COMMITTED${asynchronousCommit ? '; SET LOCAL synchronous_commit = off' : ''}`)
+    const result = await work(client)
+    await client.query('COMMIT')
+    return result
+  } catch (error) {
+    await client.query('ROLLBACK').catch((rollbackError: Error) => {
+      broken = rollbackError
+    })
+    throw error
+  } finally {
+    client.off('error', ignore)
+    client.release(broken)
+  }
+}

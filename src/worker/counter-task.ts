@@ -1,0 +1,188 @@
+import type { Pool, PoolClient } from 'pg'
+
+import { describeError, isConnectionError, isDatabaseError } from '../errors.ts'
+import { query } from '../executor.ts'
+import { inTransaction } from '../transaction.ts'
+import type { Logger } from './logger.ts'
+
+/** What due_counters() says of a counter. */
+export interface DueCounter extends Record<string, unknown> {
+  name: string
+  events: boolean
+  carried: boolean
+}
+
+export interface BatchResult extends Record<string, unknown> {
+  /** Another worker has the counter. */
+  busy: boolean
+  events: number | null
+  keys: number | null
+  carried: number | null
+  cut: boolean
+}
+
+const carriedIntervalMs = 250
+const waitIntervalMs = 1000
+const shortestRetryMs = 250
+const longestRetryMs = 5000
+const smallestBatch = 1000
+
+const now = () => performance.now()
+
+/** Adds the next batch of a counter to its target. The position moves in the same transaction, so its commit need not be waited for. */
+export async function applyBatch(pool: Pool, schema: string, name: string, maxEvents: number | null): Promise<BatchResult> {
+  const [result] = await inApplyTransaction(pool, (client) =>
+    query<BatchResult>(client, `select busy, events::float8 as events, keys, carried, cut from ${schema}.apply_batch($1::text, $2::int4)`, [name, maxEvents]),
+  )
+  if (result === undefined) throw new Error('apply_batch() returned no row')
+  return result
+}
+
+/** Tries everything that is carried once, in transactions of bounded size. */
+export async function applyCarried(pool: Pool, schema: string, name: string): Promise<void> {
+  let after: string | null = null
+  do {
+    const [row]: { last: string | null }[] = await inApplyTransaction(pool, (client) =>
+      query<{ last: string | null }>(client, `select ${schema}.apply_carried($1::text, $2::text) as last`, [name, after]),
+    )
+    after = row?.last ?? null
+  } while (after !== null)
+}
+
+/** Stands in line for the row that has been carried longest. */
+export async function waitForCarried(pool: Pool, schema: string, name: string): Promise<void> {
+  await inApplyTransaction(pool, (client) => query(client, `select ${schema}.wait_for_carried($1::text)`, [name]))
+}
+
+/** A crash that takes the last of these away takes counts and position together: they are simply done again. */
+function inApplyTransaction<T>(pool: Pool, work: (client: PoolClient) => Promise<T>): Promise<T> {
+  return inTransaction(pool, work, { asynchronousCommit: true })
+}
+
+/** One counter in one worker: its batches, what it carries, and its back-off when it is broken. */
+export class CounterTask {
+  readonly #pool: Pool
+  readonly #schema: string
+  readonly #name: string
+  readonly #maxBatchEvents: number
+  readonly #logger: Logger
+  readonly #signal: AbortSignal
+
+  #running: Promise<void> | undefined
+  #waiting: Promise<void> | undefined
+  #failures = 0
+  #recordedError: string | undefined
+  #retryAt = 0
+  #carriedAt = 0
+  #waitAt = 0
+  #maxEvents: number
+  #uncut = false
+  /** When it was last started, for taking turns. */
+  startedAt = 0
+
+  constructor(pool: Pool, schema: string, name: string, maxBatchEvents: number, logger: Logger, signal: AbortSignal) {
+    this.#pool = pool
+    this.#schema = schema
+    this.#name = name
+    this.#maxBatchEvents = maxBatchEvents
+    this.#maxEvents = maxBatchEvents
+    this.#logger = logger
+    this.#signal = signal
+  }
+
+  get running(): boolean {
+    return this.#running !== undefined
+  }
+
+  /** Starts what is due, unless it is at work already or backing off. Never throws. Returns whether it started something. */
+  start(due: DueCounter): boolean {
+    if (this.running || now() < this.#retryAt) return false
+    const carried = due.carried && now() >= this.#carriedAt
+    if (due.carried) this.#waiting ??= this.#waitForCarried()
+    if (!due.events && !carried) return false
+    this.startedAt = now()
+    this.#running = this.#run(due.events, carried).finally(() => {
+      this.#running = undefined
+    })
+    return true
+  }
+
+  /** Resolves when nothing is under way. */
+  async idle(): Promise<void> {
+    await Promise.all([this.#running, this.#waiting])
+  }
+
+  async #run(events: boolean, carried: boolean): Promise<void> {
+    try {
+      if (events) await this.#applyBatches()
+      if (carried) {
+        this.#carriedAt = now() + carriedIntervalMs
+        await applyCarried(this.#pool, this.#schema, this.#name)
+      }
+      await this.#recover()
+    } catch (error) {
+      await this.#fail(error)
+    }
+  }
+
+  async #applyBatches(): Promise<void> {
+    let result: BatchResult
+    do {
+      const startedAt = now()
+      result = await applyBatch(this.#pool, this.#schema, this.#name, this.#uncut ? null : this.#maxEvents)
+      this.#uncut = false
+      this.#maxEvents = Math.min(this.#maxEvents * 2, this.#maxBatchEvents)
+      if (result.events !== null) {
+        const { events, keys, carried } = result
+        this.#logger.debug({ counter: this.#name, events, keys, carried, ms: Math.round(now() - startedAt) }, 'batch applied')
+      }
+    } while (result.cut && !this.#signal.aborted)
+  }
+
+  /** Beside the batches, which go on meanwhile; it holds nothing but its place in line. */
+  async #waitForCarried(): Promise<void> {
+    try {
+      if (now() >= this.#waitAt) {
+        this.#waitAt = now() + waitIntervalMs
+        await waitForCarried(this.#pool, this.#schema, this.#name)
+      }
+    } catch (error) {
+      this.#logger.debug({ counter: this.#name, error: describeError(error) }, 'a locked row could not be waited for')
+    } finally {
+      this.#waiting = undefined
+    }
+  }
+
+  async #recover(): Promise<void> {
+    if (this.#failures === 0) return
+    if (this.#recordedError !== undefined) await this.#record(null)
+    this.#recordedError = undefined
+    this.#failures = 0
+    this.#logger.info({ counter: this.#name }, 'the counter goes on')
+  }
+
+  async #fail(error: unknown): Promise<void> {
+    this.#failures++
+    this.#retryAt = now() + Math.min(shortestRetryMs * 2 ** (this.#failures - 1), longestRetryMs)
+    // The worker's own look at the database will say so, once for all counters.
+    if (isConnectionError(error)) return
+    const state = isDatabaseError(error) ? error.code : undefined
+    // A statement timeout: try with less.
+    if (state === '57014') this.#maxEvents = Math.max(Math.ceil(this.#maxEvents / 8), smallestBatch)
+    // A CHECK constraint may object to a cut batch only, where a delete can come before its insert.
+    if (state === '23514') this.#uncut = true
+    const message = describeError(error)
+    if (message === this.#recordedError) return
+    this.#logger.warn({ counter: this.#name, error: message }, 'the counter cannot go on, its events wait')
+    try {
+      await this.#record(message)
+      this.#recordedError = message
+    } catch (recordError) {
+      this.#logger.debug({ counter: this.#name, error: describeError(recordError) }, 'the error could not be recorded')
+    }
+  }
+
+  async #record(message: string | null): Promise<void> {
+    await query(this.#pool, `select ${this.#schema}.record_error($1::text, $2::text)`, [this.#name, message])
+  }
+}

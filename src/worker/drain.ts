@@ -1,0 +1,64 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import type { Pool } from 'pg'
+
+import { describeError } from '../errors.ts'
+import { query } from '../executor.ts'
+import { requireInstalled } from '../install/install.ts'
+import { applyBatch, applyCarried, waitForCarried } from './counter-task.ts'
+import type { DueCounter } from './counter-task.ts'
+import { workerDefaults } from './worker.ts'
+
+export interface DrainOptions {
+  /** How long to try for rows that other transactions have locked, in ms. Default 30 000. */
+  timeoutMs?: number
+}
+
+export interface DrainResult {
+  /** Events applied. */
+  events: number
+  /** Counters that could not apply all, with the reason. */
+  failed: { counter: string; error: string }[]
+}
+
+/**
+ * Applies everything that had committed when this was called. Workers may run beside it.
+ *
+ * @throws PgtallyError NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD
+ */
+export async function drain(pool: Pool, schema: string, { timeoutMs = 30_000 }: DrainOptions = {}): Promise<DrainResult> {
+  await requireInstalled(pool, schema)
+  const deadline = performance.now() + timeoutMs
+  const result: DrainResult = { events: 0, failed: [] }
+  const due = await query<DueCounter>(pool, `select name, events, carried from ${schema}.due_counters()`)
+  for (const { name } of due) {
+    try {
+      result.events += await drainEvents(pool, schema, name)
+      await drainCarried(pool, schema, name, deadline)
+    } catch (error) {
+      result.failed.push({ counter: name, error: describeError(error) })
+    }
+  }
+  return result
+}
+
+async function drainEvents(pool: Pool, schema: string, name: string): Promise<number> {
+  let events = 0
+  for (;;) {
+    const batch = await applyBatch(pool, schema, name, workerDefaults.maxBatchEvents)
+    events += batch.events ?? 0
+    if (batch.busy) await sleep(20)
+    else if (!batch.cut) return events
+  }
+}
+
+async function drainCarried(pool: Pool, schema: string, name: string, deadline: number): Promise<void> {
+  for (;;) {
+    const [due] = await query<DueCounter>(pool, `select name, events, carried from ${schema}.due_counters() where name = $1::text`, [name])
+    if (!due?.carried) return
+    if (performance.now() > deadline) throw new Error('Rows of the target are locked by other transactions. Try again when those have ended')
+    await applyCarried(pool, schema, name)
+    await waitForCarried(pool, schema, name)
+    await sleep(20)
+  }
+}

@@ -1,0 +1,6 @@
+/** What the worker has to say, in the form of pino's methods. */
+export interface Logger {
+  debug(details: object, message: string): void
+  info(details: object, message: string): void
+  warn(details: object, message: string): void
+}

@@ -1,0 +1,164 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import type { Pool } from 'pg'
+
+import { PgtallyError, describeError, isDatabaseError } from '../errors.ts'
+import { query } from '../executor.ts'
+import { requireInstalled } from '../install/install.ts'
+import { CounterTask } from './counter-task.ts'
+import type { DueCounter } from './counter-task.ts'
+import type { Logger } from './logger.ts'
+import { Maintenance } from './maintenance.ts'
+
+export interface WorkerOptions {
+  /** Time between two looks for new events while there are some, in ms. Default 25. The stored counts are about this far behind. */
+  pollIntervalMs?: number
+  /** Time between two looks while there is nothing to do, in ms. Default 100. */
+  idlePollIntervalMs?: number
+  /** How many counters are applied at a time, each on a connection of the pool. Default 4. */
+  concurrency?: number
+  /** A batch is cut at this many events. Default 1 000 000. */
+  maxBatchEvents?: number
+  /** Stops the worker, as `stop()` does. */
+  signal?: AbortSignal
+  logger?: Logger
+}
+
+export const workerDefaults = { pollIntervalMs: 25, idlePollIntervalMs: 100, concurrency: 4, maxBatchEvents: 1_000_000 } as const
+
+const silent: Logger = { debug() {}, info() {}, warn() {} }
+const longestReconnectDelayMs = 5000
+
+/**
+ * Applies events and empties slots until it is stopped. Any number of workers share the work on one database, without being told of one another.
+ *
+ * It survives the loss of the database, with back-off. It never closes the pool and installs no signal handlers.
+ */
+export class Worker implements AsyncDisposable {
+  /**
+   * Settles when the worker has ended: after `stop()`, or with an error when it cannot go on.
+   *
+   * @throws PgtallyError NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD
+   */
+  readonly done: Promise<void>
+
+  readonly #pool: Pool
+  readonly #schema: string
+  readonly #options: Required<Omit<WorkerOptions, 'signal' | 'logger'>>
+  readonly #logger: Logger
+  readonly #stopping = new AbortController()
+  readonly #tasks = new Map<string, CounterTask>()
+
+  /** @internal Use `tally.worker()`. */
+  constructor(pool: Pool, schema: string, { signal, logger, ...options }: WorkerOptions) {
+    this.#pool = pool
+    this.#schema = schema
+    this.#options = { ...workerDefaults, ...options }
+    this.#logger = logger ?? silent
+    signal?.addEventListener('abort', () => this.#stopping.abort(), { signal: this.#stopping.signal })
+    if (signal?.aborted) this.#stopping.abort()
+    this.done = this.#run()
+    // Whoever does not ask for `done` shall not be ended by an unhandled rejection.
+    this.done.catch(() => {})
+  }
+
+  /** Finishes the batches in hand and ends. Resolves when that is done; may be called again. */
+  async stop(): Promise<void> {
+    this.#stopping.abort()
+    await this.done
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop()
+  }
+
+  async #run(): Promise<void> {
+    // An idle connection of the pool that dies reports it on the pool; unheard, that would end the process.
+    const ignore = (error: Error) => this.#logger.debug({ error: error.message }, 'an idle connection was lost')
+    this.#pool.on('error', ignore)
+    try {
+      await this.#loop()
+    } finally {
+      await Promise.all([...this.#tasks.values()].map((task) => task.idle()))
+      this.#pool.off('error', ignore)
+      this.#logger.info({}, 'worker stopped')
+    }
+  }
+
+  async #loop(): Promise<void> {
+    const { pollIntervalMs, idlePollIntervalMs } = this.#options
+    const { signal } = this.#stopping
+    const maintenance = new Maintenance(this.#pool, this.#schema, this.#logger)
+    let delayMs = pollIntervalMs
+    let reconnectDelayMs = 0
+    let started = false
+    let seen: string | null = null
+    while (!signal.aborted) {
+      try {
+        if (!started || reconnectDelayMs > 0) {
+          await requireInstalled(this.#pool, this.#schema)
+          this.#logger.info({ schema: this.#schema }, started ? 'connected to the database again' : 'worker started')
+          started = true
+          reconnectDelayMs = 0
+        }
+        const { snapshot, due } = await this.#look(seen)
+        seen = due.length === 0 ? snapshot : null
+        delayMs = this.#start(due) ? pollIntervalMs : Math.min(delayMs * 2, idlePollIntervalMs)
+        await maintenance.runIfDue()
+      } catch (error) {
+        // Whatever it is (a lost connection, an upgrade under way), the next round begins by looking what is installed.
+        if (isFatal(error, started)) throw error
+        seen = null
+        reconnectDelayMs = Math.min(Math.max(reconnectDelayMs * 2, 100), longestReconnectDelayMs)
+        delayMs = reconnectDelayMs
+        this.#logger.warn({ error: describeError(error), retryInMs: delayMs }, 'no connection to the database')
+      }
+      await sleep(delayMs, undefined, { signal }).catch(() => {})
+    }
+  }
+
+  /** What is due, and the snapshot in which that was seen. */
+  async #look(seen: string | null): Promise<{ snapshot: string | null; due: DueCounter[] }> {
+    const rows = await query<{ snapshot: string; name: string | null; events: boolean; carried: boolean }>(
+      this.#pool,
+      `select pg_current_snapshot()::text as snapshot, name, events, carried
+      from (values (1)) one left join ${this.#schema}.due_counters($1::pg_snapshot) on true`,
+      [seen],
+    )
+    const due = rows.flatMap(({ name, events, carried }) => (name === null ? [] : [{ name, events, carried }]))
+    return { snapshot: rows[0]?.snapshot ?? null, due }
+  }
+
+  /** Starts what is due, as far as there is room, those first that have waited longest. Returns whether it started anything. */
+  #start(due: readonly DueCounter[]): boolean {
+    const { concurrency, maxBatchEvents } = this.#options
+    let room = concurrency - [...this.#tasks.values()].filter((task) => task.running).length
+    let startedAny = false
+    const inTurn = due
+      .map((counter) => ({ counter, task: this.#task(counter.name, maxBatchEvents) }))
+      .toSorted((one, other) => one.task.startedAt - other.task.startedAt)
+    for (const { counter, task } of inTurn) {
+      if (room === 0) break
+      if (task.start(counter)) {
+        startedAny = true
+        room--
+      }
+    }
+    return startedAny
+  }
+
+  #task(name: string, maxBatchEvents: number): CounterTask {
+    let task = this.#tasks.get(name)
+    if (task === undefined) {
+      task = new CounterTask(this.#pool, this.#schema, name, maxBatchEvents, this.#logger, this.#stopping.signal)
+      this.#tasks.set(name, task)
+    }
+    return task
+  }
+}
+
+/** What pgtally itself refuses does not pass by waiting; nor does a wrong password or database at the start. */
+function isFatal(error: unknown, started: boolean): boolean {
+  if (error instanceof PgtallyError) return true
+  return !started && isDatabaseError(error) && /^(28|3D)/.test(error.code)
+}

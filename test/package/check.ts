@@ -1,0 +1,86 @@
+// Checks the package as its users get it: built, packed and installed in an empty project.
+
+import { execFile } from 'node:child_process'
+import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import path from 'node:path'
+import { promisify } from 'node:util'
+
+import packageJson from '../../package.json' with { type: 'json' }
+import { startEmbeddedServer } from '../../src/demo/embedded-server.ts'
+
+const execFileAsync = promisify(execFile)
+const repository = path.resolve(import.meta.dirname, '../..')
+const repositoryBin = path.join(repository, 'node_modules/.bin')
+
+async function run(directory: string, command: string, ...args: string[]): Promise<string> {
+  const { stdout } = await execFileAsync(command, args, { cwd: directory })
+  return stdout
+}
+
+async function step(name: string, action: () => Promise<unknown>): Promise<void> {
+  try {
+    await action()
+    console.log(`ok      ${name}`)
+  } catch (error) {
+    console.log(`FAILED  ${name}`)
+    if (error instanceof Error && 'stdout' in error) console.log(error.stdout)
+    throw error instanceof Error ? new Error(`${name}: ${error.message}`) : error
+  }
+}
+
+function expectMatch(text: string, pattern: RegExp): void {
+  if (!pattern.test(text)) throw new Error(`Expected ${pattern} in:\n${text}`)
+}
+
+const workDir = await mkdtemp(path.join(tmpdir(), 'pgtally-package-'))
+try {
+  const tarball = path.join(workDir, `pgtally-${packageJson.version}.tgz`)
+  const project = path.join(workDir, 'project')
+  const inProject = (command: string, ...args: string[]) => run(project, command, ...args)
+  const pgtally = (...args: string[]) => inProject('npx', '--no-install', 'pgtally', ...args)
+
+  await step('build and pack', async () => {
+    // What is no longer in src must not linger in dist.
+    await rm(path.join(repository, 'dist'), { recursive: true, force: true })
+    await run(repository, 'npm', 'pack', '--pack-destination', workDir)
+  })
+  await step('publint', () => run(repository, path.join(repositoryBin, 'publint'), 'run', tarball, '--strict'))
+  await step('are the types wrong', () =>
+    run(repository, path.join(repositoryBin, 'attw'), tarball, '--profile', 'esm-only'),
+  )
+  await step('install in an empty project', async () => {
+    await mkdir(project)
+    await writeFile(path.join(project, 'package.json'), JSON.stringify({ private: true, type: 'module' }))
+    await inProject('npm', 'install', '--prefer-offline', '--no-audit', '--no-fund', tarball)
+  })
+  await step('import', async () => {
+    await writeFile(
+      path.join(project, 'import.js'),
+      `import { createTally } from 'pgtally'\nconsole.log(typeof createTally)\n`,
+    )
+    expectMatch(await inProject('node', 'import.js'), /^function$/m)
+  })
+  await step('types', async () => {
+    await writeFile(
+      path.join(project, 'types.ts'),
+      `import { createTally } from 'pgtally'\nexport const create: (...args: never[]) => unknown = createTally\n`,
+    )
+    const options = ['--noEmit', '--strict', '--skipLibCheck', 'false', '--module', 'nodenext', '--target', 'es2024']
+    await inProject(path.join(repositoryBin, 'tsc'), ...options, 'types.ts')
+  })
+  await step('pgtally --help and --version', async () => {
+    expectMatch(await pgtally('--help'), /Usage: pgtally/)
+    const version = (await pgtally('--version')).trim()
+    if (version !== packageJson.version) throw new Error(`--version says ${version}, not ${packageJson.version}`)
+  })
+  await step('pgtally install, status, uninstall', async () => {
+    await using server = await startEmbeddedServer({ settings: { fsync: 'off' } })
+    const onServer = ['--database-url', server.connectionString]
+    await pgtally('install', ...onServer)
+    JSON.parse(await pgtally('status', '--json', ...onServer))
+    await pgtally('uninstall', '--yes', ...onServer)
+  })
+} finally {
+  await rm(workDir, { recursive: true, force: true })
+}
