@@ -17,10 +17,7 @@ export async function inTransaction<T>(
   work: (client: PoolClient) => Promise<T>,
   { asynchronousCommit = false }: TransactionOptions = {},
 ): Promise<T> {
-  const client = await pool.connect()
-  // A connection that dies between two statements reports it here; unheard, it would end the process. The next statement fails.
-  const ignore = () => {}
-  client.on('error', ignore)
+  const client = await connect(pool)
   let broken: boolean | Error = false
   try {
     await client.query(`BEGIN ISOLATION LEVEL READ COMMITTED${asynchronousCommit ? '; SET LOCAL synchronous_commit = off' : ''}`)
@@ -36,4 +33,18 @@ export async function inTransaction<T>(
     client.off('error', ignore)
     client.release(broken)
   }
+}
+
+// A connection that dies between two statements reports it as an event; unheard, it would end the process. The next statement fails.
+const ignore = () => {}
+
+/** With a callback, since a connection may die between its first breath and the moment that a promise of it is looked at. */
+function connect(pool: Pool): Promise<PoolClient> {
+  return new Promise((resolve, reject) => {
+    pool.connect((error, client) => {
+      if (client === undefined) return reject(error)
+      client.on('error', ignore)
+      resolve(client)
+    })
+  })
 }

@@ -1,8 +1,8 @@
 -- next_boundary(consumer, start_boundary, max_events): where the consumer's next batch ends.
 --
--- All that has finished by now; where that is more than max_events, cut at a transaction (cut_boundary), so that a
--- backlog of any size is taken in bounded batches. A transaction is never divided: a batch can be larger than
--- max_events by the last one's events, and by those of old transactions that have just finished. max_events NULL: uncut.
+-- All that has finished by now; where that is more than about max_events, cut at a transaction (cut_txid, cut_boundary), so
+-- that a backlog of any size is taken in bounded batches. A transaction is never divided: a batch can be larger than
+-- max_events by one transaction's events, and by those of old transactions that have just finished. max_events NULL: uncut.
 -- `cut` says whether it was. To be called under the lock of the consumer's row and in a later statement than the lock.
 --
 -- Errors: TL004 when the transaction is not READ COMMITTED; TL005 when the boundary belongs to another cluster; TL006
@@ -11,11 +11,9 @@ create or replace function pgtally.next_boundary(
     consumer pgtally.consumer, start_boundary pg_snapshot, max_events integer, out boundary pg_snapshot, out cut boolean
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-    first_txid xid8;
-    limit_txid xid8;
+    later xid8;
 begin
     boundary := pgtally.current_boundary();
-    cut := false;
     if consumer.system_identifier <> (select system_identifier from pg_control_system()) then
         raise exception 'Consumer "%": its position was stored in another database cluster', consumer.name
             using errcode = 'TL005', hint = 'The database was restored, upgraded or replicated into this cluster, where '
@@ -31,23 +29,12 @@ begin
     end if;
 
     if max_events is not null then
-        execute format('select ev_txid from pgtally.event_%s where ev_txid >= $1 and ev_txid < $2 order by ev_txid offset $3 limit 1',
-            consumer.queue_id)
-        into limit_txid using pg_snapshot_xmax(start_boundary), pg_snapshot_xmax(boundary), max_events;
+        later := pgtally.cut_txid(consumer.queue_id, start_boundary, max_events);
     end if;
-    if limit_txid is null then
-        return;
-    end if;
-    -- The first transaction is always in, however large, or there would be no progress.
-    execute format('select ev_txid from pgtally.event_%s where ev_txid >= $1 order by ev_txid limit 1', consumer.queue_id)
-    into first_txid using pg_snapshot_xmax(start_boundary);
-    if first_txid = limit_txid then
-        execute format('select ev_txid from pgtally.event_%s where ev_txid > $1 order by ev_txid limit 1', consumer.queue_id)
-        into limit_txid using first_txid;
-    end if;
-    cut := limit_txid < pg_snapshot_xmax(boundary);
+    cut := later < pg_snapshot_xmax(boundary);
     if cut then
-        boundary := pgtally.cut_boundary(boundary, limit_txid);
+        boundary := pgtally.cut_boundary(boundary, later);
     end if;
+    cut := coalesce(cut, false);
 end
 $$;

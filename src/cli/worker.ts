@@ -1,3 +1,5 @@
+import { constants } from 'node:os'
+
 import { Option } from 'commander'
 import type { Command } from 'commander'
 import { pino } from 'pino'
@@ -6,6 +8,8 @@ import { createTally } from '../tally.ts'
 import { workerDefaults } from '../worker/worker.ts'
 import { createPool, databaseCommand, wholeNumber } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
+
+const sameCtrlCMs = 200
 
 interface WorkerCommandOptions extends ConnectionOptions {
   pollInterval: number
@@ -33,11 +37,14 @@ async function runWorker(options: WorkerCommandOptions): Promise<void> {
   const logger = pino({ level: options.logLevel, base: { pid: process.pid }, timestamp: pino.stdTimeFunctions.isoTime })
   try {
     const worker = createTally({ pool, schema: options.schema }).worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, logger })
-    let signalled = false
+    let signalledAt: number | undefined
     const onSignal = (signal: NodeJS.Signals) => {
+      const sinceFirst = performance.now() - (signalledAt ?? Number.NaN)
+      // npm passes on a Ctrl-C that its child had from the terminal already: that is one, not two.
+      if (signal === 'SIGINT' && sinceFirst < sameCtrlCMs) return
       // The second one: whatever is in hand is rolled back by the server and taken again.
-      if (signalled) process.exit(128 + (signal === 'SIGINT' ? 2 : 15))
-      signalled = true
+      if (signalledAt !== undefined) process.exit(128 + constants.signals[signal])
+      signalledAt = performance.now()
       logger.info({ signal }, 'finishing the batches in hand')
       worker.stop().catch(() => {})
     }

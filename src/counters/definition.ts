@@ -92,7 +92,7 @@ export type TypedCounterDefinition<DB> = Omit<CounterDefinition, 'source' | 'tar
   target?: TypedTarget<DB>
 }
 
-export type CounterDefinitions = Readonly<Record<string, CounterDefinition>>
+type CounterDefinitions = Readonly<Record<string, CounterDefinition>>
 
 /** Carries, for the types only, which values are keys of a counter. */
 export interface DefinedCounters<Keys extends Record<string, Key>> {

@@ -58,9 +58,11 @@ async function startWorker(connectionString: string): Promise<ChildProcess> {
 /** Ends prepared transactions that nobody will come back for, until `finished` and none is left. */
 async function resolveOrphans(pool: pg.Pool, finished: Promise<unknown>): Promise<void> {
   let over = false
-  const ended = finished.then(() => {
+  const end = async () => {
+    await finished
     over = true
-  })
+  }
+  const ended = end()
   for (;;) {
     const last = over
     const { rows } = await pool.query<{ gid: string }>(
@@ -132,10 +134,12 @@ test(`counts stay exact through ${seconds} s of mixed writers, killed workers an
       .catch(() => {})
   })
 
-  const crash = sleep(seconds * 500).then(async () => {
+  const crashOnce = async () => {
+    await sleep(seconds * 500)
     await server.crash()
     await server.restart()
-  })
+  }
+  const crash = crashOnce()
 
   try {
     await Promise.race([sleep(seconds * 1000), auditor])
@@ -160,8 +164,7 @@ test(`counts stay exact through ${seconds} s of mixed writers, killed workers an
   const { counters } = await tally.status()
   for (const { name, pendingEvents, carriedKeys, lastError, events, batches } of counters) {
     expect({ name, pendingEvents, carriedKeys, lastError }).toEqual({ name, pendingEvents: 0, carriedKeys: 0, lastError: null })
-    expect(events, name).toBeGreaterThan(100)
-    expect(batches, name).toBeGreaterThan(5)
+    expect({ name, enough: events > 100 && batches > 5 }).toEqual({ name, enough: true })
   }
   expect(audits).toBeGreaterThan(seconds)
   expect(committed).toBeGreaterThan(100)

@@ -7,7 +7,7 @@ import { from as copyFrom } from 'pg-copy-streams'
 import type { Tally } from '../../src/index.ts'
 import type { Random } from './random.ts'
 
-export const keys = 40
+const keys = 40
 
 export const tables = `
   create table posts (id bigint primary key, like_count integer not null default 0, title text);
