@@ -44,6 +44,7 @@ const ownStates: Readonly<Record<string, PgtallyErrorCode>> = {
 /** PostgreSQL's own SQLSTATEs as they come up while something is defined, with what to do about them. */
 const definitionStates: Readonly<Record<string, readonly [PgtallyErrorCode, remedy: string]>> = {
   '42P01': ['INVALID_DEFINITION', 'Check its name; a table outside the search path needs its schema: schema.table.'],
+  '3F000': ['INVALID_DEFINITION', 'Check the name of the schema that the table is in.'],
   '42602': ['INVALID_DEFINITION', 'Check the name.'],
   '42501': ['PERMISSION_DENIED', 'pgtally is set up by a role that owns the tables (or has TRIGGER and SELECT on the source, SELECT and UPDATE on the target) and may create in the database.'],
   '55P03': ['LOCK_TIMEOUT', 'Other transactions hold the table; try again when they have ended.'],

@@ -1,4 +1,8 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+
 import type { Pool, PoolClient } from 'pg'
+
+import { isDatabaseError } from './errors.ts'
 
 export interface TransactionOptions {
   /**
@@ -32,6 +36,28 @@ export async function inTransaction<T>(
   } finally {
     client.off('error', ignore)
     client.release(broken)
+  }
+}
+
+// Triggers come and go under locks that wait for the writers at work, and everyone else queues behind: so they are
+// asked for briefly, well below deadlock_timeout, and again after a pause in which the others go on.
+const lockTimeoutMs = 500
+const pauseMs = 500
+const attempts = 60
+
+/** As `inTransaction`, tried again for half a minute while other transactions hold the locks that `work` needs. */
+export async function inLockingTransaction<T>(pool: Pool, work: (client: PoolClient) => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await inTransaction(pool, async (client) => {
+        await client.query(`set local lock_timeout = ${lockTimeoutMs}`)
+        return work(client)
+      })
+    } catch (error) {
+      const locked = isDatabaseError(error) && error.code === '55P03'
+      if (!locked || attempt === attempts) throw error
+      await sleep(pauseMs)
+    }
   }
 }
 

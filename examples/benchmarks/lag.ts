@@ -47,7 +47,8 @@ async function paceLikes({ connectionString }: Bench, began: number, end: number
         const due = began + (sent / likesPerSecond) * 1000
         if (due > end) return
         sent++
-        if (due > performance.now()) await sleep(due - performance.now())
+        const early = due - performance.now()
+        if (early > 0) await sleep(early)
         const post = Math.random() < 0.5 ? 1 : 1 + Math.floor(Math.random() * posts)
         await client.query(`insert into lag_likes values ($1, nextval('lag_users'))`, [post])
       }

@@ -10,24 +10,32 @@
 -- someone else's hands, or was inserted in between: carried. One that is not found either is missing.
 --
 -- The target is joined by key with plain arrays, and filtered by them, so that a sharded or partitioned target is pruned.
+-- Triggers of the target find the search_path that the application's would (the session's default). A row that row-level
+-- security hides would look like a missing one: row_security = off makes that an error.
 --
 -- Returns the number of carried keys and of events dropped for want of a row.
 --
--- Errors: TL008 when a row is missing and on_missing says error; whatever the target's constraints and triggers raise.
+-- Errors: TL003 when the target was dropped; TL008 when a row is missing and on_missing says error; whatever the target's constraints and triggers raise.
 create or replace function pgtally.add_deltas(
     counter pgtally.counter, keys anyarray, deltas bigint[], events bigint[], out carried integer, out dropped_events bigint
-) language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+) language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
 declare
-    target constant regclass := counter.target_table;
+    -- Written out with its schema while search_path is short.
+    target constant text := counter.target_table::text;
     carry constant text := format('pgtally.carry_%s', counter.counter_id);
     key_type constant text := (select format_type(typelem, null) from pg_type where oid = pg_typeof(keys)::oid);
     locked_keys keys%type;
     other_keys keys%type := '{}';
     missing_keys keys%type := '{}';
+    inserted_keys keys%type := '{}';
     carry_exists boolean;
 begin
     carried := 0;
     dropped_events := 0;
+    if not exists (select from pg_class where oid = counter.target_table) then
+        raise exception 'Counter "%": its target table was dropped', counter.name
+            using errcode = 'TL003', hint = 'Drop the counter, too; if there is a new table, create the counter again for that.';
+    end if;
 
     execute format(
         'select coalesce(array_agg(key), ''{}'') from (
@@ -44,7 +52,18 @@ begin
             ) missing(key)',
             target, counter.target_key, key_type)
         into missing_keys using other_keys;
-        other_keys := array(select unnest(other_keys) except select unnest(missing_keys));
+        if cardinality(missing_keys) > 0 and counter.on_missing = 'error' then
+            raise exception 'Counter "%": % has no row for % of the keys, % among them',
+                counter.name, target, cardinality(missing_keys), missing_keys[1]
+                using errcode = 'TL008', hint = 'Insert the rows, or define the counter with another on_missing.';
+        elsif cardinality(missing_keys) > 0 and counter.on_missing = 'insert' then
+            -- What could not be inserted, someone else is inserting: so it is treated as locked.
+            inserted_keys := pgtally.insert_missing(counter, missing_keys);
+            locked_keys := locked_keys || inserted_keys;
+            missing_keys := '{}';
+        end if;
+        other_keys := array(
+            select unnest(other_keys) except select unnest(missing_keys) except select unnest(inserted_keys));
 
         execute format(
             'with carried as (
@@ -58,7 +77,7 @@ begin
     end if;
 
     -- Whoever has locked the key's row owns its carry rows. Those of a missing key have no such owner, but then this
-    -- waits at most for another transaction of pgtally that is dropping or inserting the same.
+    -- waits at most for another transaction of pgtally that is dropping the same.
     execute format('select exists (select from %s)', carry) into carry_exists;
     if carry_exists then
         execute format(
@@ -76,22 +95,20 @@ begin
         into keys, deltas, events using keys, deltas, events, locked_keys || missing_keys;
     end if;
 
-    execute format(
-        'update %1$s t set %3$I = coalesce(t.%3$I, 0) + u.delta from unnest($1, $2) u(key, delta)
-        where t.%2$I = u.key and t.%2$I = any ($3) and u.delta <> 0',
+    perform set_config('search_path', pgtally.session_search_path(counter.target_table), true);
+    execute pg_catalog.format(
+        'update %1$s t set %3$I = coalesce(t.%3$I, 0) operator(pg_catalog.+) u.delta
+        from unnest($1, $2) u(key, delta)
+        where t.%2$I operator(pg_catalog.=) u.key and t.%2$I operator(pg_catalog.=) any ($3) and u.delta operator(pg_catalog.<>) 0',
         target, counter.target_key, counter.target_column)
     using keys, deltas, locked_keys;
+    perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 
-    if cardinality(missing_keys) = 0 then
-        return;
-    elsif counter.on_missing = 'error' then
-        raise exception 'Counter "%": % has no row for % of the keys, % among them',
-            counter.name, target, cardinality(missing_keys), missing_keys[1]
-            using errcode = 'TL008', hint = 'Insert the rows, or define the counter with another on_missing.';
-    elsif counter.on_missing = 'insert' then
-        carried := carried + pgtally.insert_missing(counter, missing_keys, keys, deltas, events);
-    else
+    if cardinality(missing_keys) > 0 then
         select pgtally.sum_delta(u.events) into dropped_events from unnest(keys, events) u(key, events) where u.key = any (missing_keys);
     end if;
+    -- It works again, whoever found that out.
+    update pgtally.consumer c set last_error = null, last_error_at = null
+    where c.consumer_id = counter.counter_id and c.last_error is not null;
 end
 $$;

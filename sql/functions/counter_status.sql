@@ -2,7 +2,7 @@
 --
 -- pending_events, lag: the events that have committed and are not applied yet, and the age of the oldest (of those carried,
 -- too). carried_keys: keys of which something waits for a locked row. events, batches: applied so far. dropped_events:
--- events whose key had no row in the target. Counts what is pending, so it takes as long as a batch of that size would.
+-- events whose key had no row in the target. Where the position is another cluster's, every event there is counts as pending. Counts what is pending, so it takes as long as a batch of that size would.
 create or replace function pgtally.counter_status()
 returns table (
     name text, queue text, source text, target text, pending_events bigint, lag interval, carried_keys bigint,
@@ -14,7 +14,7 @@ declare
     counter record;
 begin
     for counter in
-        select k.*, c.queue_id, c.last_error, c.last_error_at, q.name as queue_name, s.source_table, p as position
+        select k.*, c.queue_id, c.system_identifier = pgtally.system_identifier() as own_cluster, c.last_error, c.last_error_at, q.name as queue_name, s.source_table, p as position
         from pgtally.counter k
         join pgtally.consumer c on c.consumer_id = k.counter_id
         join pgtally.queue q using (queue_id)
@@ -36,7 +36,10 @@ begin
             'select p.events, coalesce(clock_timestamp() - least(p.oldest, c.oldest), interval ''0''), c.keys
             from (select count(*) as events, min(ev_time) as oldest from (%s) e) p,
                 (select count(distinct key) as keys, min(since) as oldest from pgtally.carry_%s) c',
-            pgtally.events_query(counter.queue_id, (counter.position).end_boundary, null), counter.counter_id)
+            case when counter.own_cluster
+                then pgtally.events_query(counter.queue_id, (counter.position).end_boundary, null)
+                else format('select ev_time from pgtally.event_%s', counter.queue_id) end,
+            counter.counter_id)
         into pending_events, lag, carried_keys;
         return next;
     end loop;

@@ -20,7 +20,7 @@ create or replace function pgtally.create_counter(
     target regclass default null, target_key name default null, target_column name default null,
     on_missing text default null, key_type text default null, queue text default null, rotation_period interval default '5 minutes'
 ) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
 #variable_conflict use_variable
 declare
     present jsonb;
@@ -29,6 +29,7 @@ declare
     source_type text;
     target_type text;
     followed text;
+    taken text;
     number integer;
     id integer;
 begin
@@ -69,7 +70,10 @@ begin
         number := pgtally.queue_id(queue);
         select q.key_type into followed from pgtally.queue q where q.queue_id = number;
     end if;
-    -- Whole numbers of different widths compare with one another; nothing else does.
+    -- Whole numbers of different widths compare with one another; nothing else does. The queue takes the wider.
+    if source_type in ('smallint', 'integer') and target_type in ('integer', 'bigint') then
+        source_type := case when source_type = 'integer' then target_type else 'bigint' end;
+    end if;
     source_type := coalesce(followed, source_type, key_type, target_type, 'bigint');
     if key_type is distinct from source_type and key_type is not null
         or target_type is distinct from source_type and target_type is not null
@@ -81,7 +85,7 @@ begin
     end if;
 
     wanted := jsonb_build_object(
-        'queue', coalesce(queue, counter_name), 'key_type', source_type,
+        'queue', coalesce(queue, counter_name), 'key_type', source_type, 'rotation_period', case when queue is null then rotation_period end,
         'source', source::text, 'source_key', source_key, 'where', where_condition, 'sum', sum_expression,
         'target', target::text, 'target_key', target_key, 'target_column', target_column,
         'on_missing', coalesce(on_missing, case when target is null then 'insert' else 'drop' end));
@@ -93,7 +97,16 @@ begin
             raise exception 'Counter "%" exists with another definition: %', counter_name, differences
                 using errcode = 'TL002', hint = 'Use that definition, take another name, or drop the counter first.';
         end if;
+        if source is not null then
+            perform pgtally.sync_triggers(counter_name);
+        end if;
         return false;
+    end if;
+
+    select k.name into taken from pgtally.counter k where k.target_table = target and k.target_column = create_counter.target_column;
+    if taken is not null then
+        raise exception 'Counter "%": the counter "%" adds to %.% already', counter_name, taken, target, target_column
+            using errcode = 'TL002', hint = 'Drop that one first, or use another column.';
     end if;
 
     if queue is null and not pgtally.create_queue(counter_name, source_type, rotation_period, true) then

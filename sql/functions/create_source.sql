@@ -3,7 +3,8 @@
 -- Triggers fire once for each statement and see its rows in transition tables, so bulk statements, COPY, MERGE, ON CONFLICT
 -- and cascades are counted, summed by key first. A single row, the most frequent statement by far, is spared the grouping: that
 -- would take 10 % of the time of a like. A statement on a partitioned table fires that table's triggers only,
--- and one on a partition the partition's only: each gets its own. TRUNCATE fires those of each table it empties.
+-- and one on a partition the partition's only: each gets its own (sync_triggers). TRUNCATE fires those of each table it
+-- empties.
 --
 -- The functions run with their owner's rights, so a writer needs none on pgtally. A SET search_path would cost a writer
 -- some throughput, so where no expression is involved there is none: every name and operator is qualified instead (a test
@@ -20,7 +21,6 @@ declare
     delta text;
     condition text;
     summed boolean;
-    relation record;
 begin
     select * into strict queue from pgtally.queue q where q.queue_id = queue_id;
     select * into strict source from pgtally.source s where s.queue_id = queue_id;
@@ -73,7 +73,7 @@ $body$,
     -- table's lock is held by then, so no row can come after it.
     execute format(
         'create or replace function pgtally.source_%s_truncate() returns trigger language plpgsql security definer %s as %L',
-        queue_id, pinned,
+        queue_id, pinned || ' set row_security = off',
         format($body$
 begin
     perform pgtally.require_read_committed();
@@ -86,24 +86,6 @@ $body$,
             format(' %s group by %s', condition, key)));
     execute format('revoke all on function pgtally.source_%1$s(), pgtally.source_%1$s_truncate() from public', queue_id);
 
-    for relation in
-        select oid::regclass as name, relkind from pg_class
-        where oid = source.source_table or oid in (select relid from pg_partition_tree(source.source_table))
-    loop
-        execute format(
-            'create trigger pgtally_%1$s_insert after insert on %2$s referencing new table as new_rows
-                for each statement execute function pgtally.source_%1$s(%3$L);
-            create trigger pgtally_%1$s_update after update on %2$s referencing old table as old_rows new table as new_rows
-                for each statement execute function pgtally.source_%1$s(%3$L);
-            create trigger pgtally_%1$s_delete after delete on %2$s referencing old table as old_rows
-                for each statement execute function pgtally.source_%1$s(%3$L)',
-            queue_id, relation.name, queue.name);
-        if relation.relkind = 'r' then
-            execute format(
-                'create trigger pgtally_%1$s_truncate before truncate on %2$s
-                    for each statement execute function pgtally.source_%1$s_truncate(%3$L)',
-                queue_id, relation.name, queue.name);
-        end if;
-    end loop;
+    perform pgtally.sync_triggers(queue.name);
 end
 $$;

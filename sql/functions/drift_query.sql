@@ -7,6 +7,7 @@ create or replace function pgtally.drift_query(counter_name text) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     d record;
+    key_type text;
 begin
     select k.*, q.queue_id, q.key_type, s.source_table, s.source_key, s.where_condition, s.sum_expression, p.end_boundary into d
     from pgtally.counter k
@@ -15,8 +16,10 @@ begin
     left join pgtally.source s using (queue_id),
     lateral pgtally.consumer_position(k.counter_id) p
     where k.name = counter_name;
+    -- A key of source or target may be beyond the range of the queue's.
+    key_type := case when d.key_type in ('smallint', 'integer') then 'bigint' else d.key_type end;
     if d.source_table is null then
-        return format('select null::%s as key, 0::bigint as drift where false', d.key_type);
+        return format('select null::%s as key, 0::bigint as drift where false', key_type);
     end if;
     return format(
         'select key, pgtally.sum_delta(delta) as drift from (
@@ -25,7 +28,7 @@ begin
             union all select key, -delta from pgtally.carry_%9$s
             union all select ev_key, -ev_delta from (%10$s) pending
         ) parts group by key',
-        d.source_key, d.key_type, coalesce(d.sum_expression, '1'), d.source_table, coalesce(d.where_condition, 'true'),
+        d.source_key, key_type, coalesce(d.sum_expression, '1'), d.source_table, coalesce(d.where_condition, 'true'),
         d.target_key, d.target_column, d.target_table, d.counter_id,
         pgtally.events_query(d.queue_id, d.end_boundary, null));
 end

@@ -1,6 +1,8 @@
 -- get_counts(counter_name, keys): the stored counts of these keys, each key as it was given; a key without a row in the
 -- target has no row here either.
 --
+-- Row-level security of the target applies, as for any other reader.
+--
 -- Errors: TL001 when there is no such counter; 22P02 when a key is not of the queue's type.
 create or replace function pgtally.get_counts(counter_name text, keys text[]) returns table (key text, count bigint)
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$

@@ -5,7 +5,7 @@
 -- max_events by one transaction's events, and by those of old transactions that have just finished. max_events NULL: uncut.
 -- `cut` says whether it was. To be called under the lock of the consumer's row and in a later statement than the lock.
 --
--- Errors: TL004 when the transaction is not READ COMMITTED; TL005 when the boundary belongs to another cluster; TL006
+-- Errors: TL003 when max_events is below 1; TL004 when the transaction is not READ COMMITTED; TL005 when the boundary belongs to another cluster; TL006
 -- when time ran backwards, which cannot happen in the cluster that made the boundary.
 create or replace function pgtally.next_boundary(
     consumer pgtally.consumer, start_boundary pg_snapshot, max_events integer, out boundary pg_snapshot, out cut boolean
@@ -13,8 +13,12 @@ create or replace function pgtally.next_boundary(
 declare
     later xid8;
 begin
+    if max_events < 1 then
+        raise exception 'max_events is %, and a batch needs at least one', max_events
+            using errcode = 'TL003', hint = 'Use 1 or more, or NULL for no limit.';
+    end if;
     boundary := pgtally.current_boundary();
-    if consumer.system_identifier <> (select system_identifier from pg_control_system()) then
+    if consumer.system_identifier <> pgtally.system_identifier() then
         raise exception 'Consumer "%": its position was stored in another database cluster', consumer.name
             using errcode = 'TL005', hint = 'The database was restored, upgraded or replicated into this cluster, where '
                 'transaction ids start elsewhere. Nothing was applied and the events are kept.';
@@ -29,7 +33,7 @@ begin
     end if;
 
     if max_events is not null then
-        later := pgtally.cut_txid(consumer.queue_id, start_boundary, max_events);
+        later := pgtally.cut_txid(consumer.queue_id, start_boundary, boundary, max_events);
     end if;
     cut := later < pg_snapshot_xmax(boundary);
     if cut then

@@ -18,7 +18,7 @@ begin
     -- Twenty at once: one inserts, the others wait here for it. The foreign key takes FOR KEY SHARE on the queue's row,
     -- which rotate() locks FOR UPDATE: no slot is emptied between the boundary taken below and its commit.
     insert into pgtally.consumer (queue_id, name, system_identifier)
-    select queue, consumer_name, system_identifier from pg_control_system()
+    values (queue, consumer_name, pgtally.system_identifier())
     on conflict do nothing
     returning consumer_id into id;
     if id is null then

@@ -8,6 +8,8 @@ begin
         when c.relkind not in ('r', 'p') then 'is not a table'
         when c.relpersistence = 't' then 'is temporary, so other sessions do not see its rows'
         when c.relpersistence = 'u' then 'is unlogged: a crash would empty it and leave the counts'
+        when c.relispartition then 'is a partition; statements on the table it belongs to would not be seen'
+        when exists (select from pg_inherits where inhrelid = c.oid) then 'inherits from another table; statements on that would not be seen'
         when c.relkind = 'r' and exists (select from pg_inherits where inhparent = c.oid) then 'has inheritance children'
         when exists (
             select from pg_partition_tree(c.oid) p join pg_class f on f.oid = p.relid where f.relkind = 'f'

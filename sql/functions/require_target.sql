@@ -4,11 +4,11 @@ returns void language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
     found_column record;
 begin
-    if (select relkind not in ('r', 'p') or relpersistence = 't' from pg_class where oid = target) then
-        raise exception 'Counter "%": counts cannot be kept in %: it is not a permanent table', counter_name, target
+    if (select relkind not in ('r', 'p') or relpersistence <> 'p' from pg_class where oid = target) then
+        raise exception 'Counter "%": counts cannot be kept in %: it is not a permanent, logged table', counter_name, target
             using errcode = 'TL003', hint = 'Use an ordinary or partitioned table, or leave the target out to use pgtally''s own.';
     end if;
-    select a.atttypid::regtype as type, a.attgenerated <> '' as generated into found_column
+    select a.atttypid::regtype as type, a.attgenerated <> '' or a.attidentity <> '' as generated into found_column
     from pg_attribute a where a.attrelid = target and a.attname = target_column and a.attnum > 0 and not a.attisdropped;
     if not found then
         raise exception 'Counter "%": the table % has no column "%"', counter_name, target, target_column
@@ -17,6 +17,10 @@ begin
         raise exception 'Counter "%": the column %.% is %, not a number that can be added to', counter_name, target, target_column,
             case when found_column.generated then 'generated' else 'of type ' || found_column.type::text end
             using errcode = 'TL003', hint = 'Use a column of type bigint, or of integer, smallint or numeric.';
+    end if;
+    if target_key = target_column then
+        raise exception 'Counter "%": the column %.% cannot hold both the key and the count', counter_name, target, target_key
+            using errcode = 'TL003', hint = format('Add one for the count: ALTER TABLE %s ADD COLUMN like_count bigint NOT NULL DEFAULT 0.', target);
     end if;
     if not exists (
         select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]

@@ -21,7 +21,7 @@ begin
         -- A cursor takes one query and no more, and runs nothing yet. The line break ends a comment.
         open single for execute format(E'select (%s\n) from %s limit 0', expression, source_table);
         close single;
-        execute format('create table %s (like %s)', probe, source_table);
+        execute format('create table %s (like %s including generated)', probe, source_table);
         if is_condition then
             execute format(E'create index on %s ((1)) where (%s\n)', probe, expression);
         else
@@ -31,9 +31,14 @@ begin
         into canonical, result_type
         from pg_index join pg_attribute on attrelid = indexrelid and attnum = 1
         where indrelid = probe::regclass;
+        if (select indnatts from pg_index where indrelid = probe::regclass) > 1 then
+            raise exception 'it is more than one';
+        end if;
         raise exception using errcode = 'TL000';
     exception
         when sqlstate 'TL000' then null; -- takes the probe away again
+        -- These are not about the expression.
+        when lock_not_available or deadlock_detected or query_canceled or insufficient_privilege then raise;
         when others then message := sqlerrm;
     end;
     if message is null and not is_condition and result_type not in ('smallint'::regtype, 'integer'::regtype, 'bigint'::regtype) then

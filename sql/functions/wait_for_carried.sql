@@ -10,7 +10,7 @@
 -- Errors: TL001 when there is no such counter; TL004 when the transaction is not READ COMMITTED; as add_deltas().
 create or replace function pgtally.wait_for_carried(
     counter_name text, min_age interval default '1 second', max_wait interval default '500 milliseconds'
-) returns boolean language plpgsql volatile set search_path = pg_catalog, pg_temp set lock_timeout = 0 as $$
+) returns boolean language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off set lock_timeout = 0 as $$
 declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
     waited_for text;
@@ -23,7 +23,7 @@ begin
     if waited_for is null then
         return false;
     end if;
-    perform set_config('lock_timeout', (extract(epoch from max_wait) * 1000)::integer::text, true);
+    perform set_config('lock_timeout', greatest((extract(epoch from max_wait) * 1000)::integer, 1)::text, true);
     begin
         execute format('select from %s where %I = $1::%s for no key update', counter.target_table, counter.target_key, pgtally.key_type(counter))
         using waited_for;

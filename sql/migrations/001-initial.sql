@@ -69,7 +69,9 @@ create table pgtally.counter (
     target_column name not null,
     on_missing text not null check (on_missing in ('drop', 'insert', 'error')),
     -- Whether target_table is pgtally's own count_<counter_id>.
-    own_target boolean not null
+    own_target boolean not null,
+    -- Two counters would both add to it.
+    unique (target_table, target_column)
 );
 
 -- sum(bigint) computes in numeric; this one adds in bigint, twice as fast, and raises an error when it overflows.

@@ -45,7 +45,7 @@ export class Counter<K extends Key = Key> {
   /**
    * The stored count of `key`, and 0 where there is none. What has been committed in the last moments may not be in it yet.
    *
-   * @throws PgtallyError UNSAFE_COUNT when it is beyond 2^53 - 1 and `bigint` was not asked for; NOT_FOUND, INVALID_ARGUMENT
+   * @throws PgtallyError UNSAFE_COUNT when it is beyond 2^53 - 1 and `bigint` was not asked for; NOT_FOUND; errors of the server unwrapped
    */
   async get(key: K, options?: ReadOptions & { bigint?: false }): Promise<number>
   async get(key: K, options: ReadOptions & { bigint: true }): Promise<bigint>

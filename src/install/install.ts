@@ -3,8 +3,8 @@ import { readdir, readFile } from 'node:fs/promises'
 
 import type { Pool, PoolClient } from 'pg'
 
-import { PgtallyError, translateDefinitionError } from '../errors.ts'
-import { inTransaction } from '../transaction.ts'
+import { PgtallyError, isDatabaseError, translateDefinitionError } from '../errors.ts'
+import { inLockingTransaction, inTransaction } from '../transaction.ts'
 
 const sqlRoot = new URL('../../sql/', import.meta.url)
 const oldestServer = 14
@@ -19,7 +19,7 @@ export interface InstallResult {
 interface SqlFiles {
   /** In order; the schema's version is their number. Every release that changes any SQL adds one. */
   migrations: string[]
-  functions: string[]
+  functions: { name: string; definition: string }[]
   /** Tells two states of the functions apart within one version, which happens in development only. */
   functionsHash: string
 }
@@ -48,10 +48,10 @@ async function installInTransaction(client: PoolClient, schema: string, files: S
   if (from > to) throw tooNew(schema, from, to)
   if (from === to && installed?.functionsHash === files.functionsHash) return { from, to }
 
-  if (installed === undefined) await client.query(`create schema ${schema}`)
+  if (installed === undefined) await createSchema(client, schema)
   for (const migration of files.migrations.slice(from)) await client.query(migration)
-  await dropFunctions(client, schema)
-  for (const definition of files.functions) await client.query(definition)
+  for (const { name, definition } of files.functions) await replaceFunction(client, schema, name, definition)
+  await dropOtherFunctions(client, schema)
   // A function may be called by everyone unless that is taken back; the triggers' functions need no such right.
   await client.query(`revoke all on all functions in schema ${schema} from public`)
   await client.query(`delete from ${schema}.installation`)
@@ -61,14 +61,21 @@ async function installInTransaction(client: PoolClient, schema: string, files: S
 
 /**
  * Removes pgtally's schema, and with it the triggers on the source tables. The user's tables and the counts in them stay.
+ * Waits for transactions that use a source.
  *
  * @returns false when there was nothing to remove
+ * @throws PgtallyError PERMISSION_DENIED, LOCK_TIMEOUT, INVALID_ARGUMENT (the schema belongs to something else)
  */
 export async function uninstall(pool: Pool, schema: string): Promise<boolean> {
   try {
-    return await inTransaction(pool, async (client) => {
+    return await inLockingTransaction(pool, async (client) => {
       if ((await installedVersion(client, schema)) === undefined) return false
-      await client.query(`set local client_min_messages = warning; drop schema ${schema} cascade`)
+      // First of all, while nothing else is locked: a transaction that has read a source and is about to write there
+      // would wait for us, and we for it.
+      const { rows } = await client.query<{ id: string }>(`select queue_id::text as id from ${schema}.source`)
+      await client.query('set local client_min_messages = warning')
+      for (const { id } of rows) await client.query(`drop function ${schema}.source_${id}() cascade`)
+      await client.query(`drop schema ${schema} cascade`)
       return true
     })
   } catch (error) {
@@ -101,8 +108,8 @@ function tooNew(schema: string, installed: number, expected: number): PgtallyErr
 }
 
 async function requireServer(client: PoolClient): Promise<void> {
-  const { rows } = await client.query<{ number: number; name: string }>(
-    `select current_setting('server_version_num')::int4 as number, current_setting('server_version') as name`,
+  const { rows } = await client.query<{ number: string; name: string }>(
+    `select current_setting('server_version_num') as number, current_setting('server_version') as name`,
   )
   const [server] = rows
   if (server !== undefined && Number(server.number) < oldestServer * 10_000) {
@@ -111,38 +118,71 @@ async function requireServer(client: PoolClient): Promise<void> {
 }
 
 async function installedVersion(client: PoolClient, schema: string): Promise<{ version: number; functionsHash: string } | undefined> {
-  const { rows } = await client.query<{ ours: boolean }>(
-    `select to_regclass($1 || '.installation') is not null as ours from pg_catalog.pg_namespace where nspname = $1`,
+  // All as text, which no type parser of the caller's changes.
+  const { rows } = await client.query<{ table: string | null }>(
+    `select to_regclass($1::text || '.installation')::text as table from pg_catalog.pg_namespace where nspname = $1::text`,
     [schema],
   )
   const [found] = rows
   if (found === undefined) return undefined
-  if (!found.ours) {
+  if (found.table === null) {
     throw new PgtallyError('INVALID_ARGUMENT', `The schema "${schema}" exists and is not pgtally's. Name another one with --schema.`)
   }
-  const installation = await client.query<{ version: number; hash: string }>(
-    `select schema_version as version, functions_hash as hash from ${schema}.installation`,
+  const installation = await client.query<{ version: string; hash: string }>(
+    `select schema_version::text as version, functions_hash as hash from ${schema}.installation`,
   )
   const [row] = installation.rows
   return row === undefined ? undefined : { version: Number(row.version), functionsHash: row.hash }
 }
 
-/** All but the sources' trigger functions, on which triggers depend: so a function may change its result type or go. */
-async function dropFunctions(client: PoolClient, schema: string): Promise<void> {
+async function createSchema(client: PoolClient, schema: string): Promise<void> {
+  const { rows } = await client.query<{ quoted: string }>('select quote_ident($1::text) as quoted', [schema])
+  if (rows[0]?.quoted !== schema) {
+    throw new PgtallyError('INVALID_ARGUMENT', `"${schema}" is a reserved word of SQL and cannot be the name of pgtally's schema. Name another one.`)
+  }
+  await client.query(`create schema ${schema}`)
+}
+
+/** In place, so that grants and what the user has built on it stay; only a result of another type needs a new function. */
+async function replaceFunction(client: PoolClient, schema: string, name: string, definition: string): Promise<void> {
+  const cannotReplace = '42P13'
+  await client.query('savepoint replace')
+  try {
+    await client.query(definition)
+  } catch (error) {
+    if (!isDatabaseError(error) || error.code !== cannotReplace) throw error
+    await client.query('rollback to replace')
+    await dropFunctions(client, schema, `proname = $2::text`, [name])
+    await client.query(definition)
+  }
+  await client.query('release replace')
+}
+
+/** What an older version had: whatever this transaction has not written. Not the sources' trigger functions, which are made for each. */
+async function dropOtherFunctions(client: PoolClient, schema: string): Promise<void> {
+  await dropFunctions(client, schema, `prokind = 'f' and proname !~ '^source_[0-9]' and age(xmin) > 0`, [])
+}
+
+async function dropFunctions(client: PoolClient, schema: string, condition: string, values: readonly unknown[]): Promise<void> {
   const { rows } = await client.query<{ signature: string }>(
-    `select p.oid::regprocedure::text as signature from pg_catalog.pg_proc p
-    where p.pronamespace = $1::regnamespace and p.prokind = 'f' and p.proname !~ '^source_[0-9]'`,
-    [schema],
+    `select oid::regprocedure::text as signature from pg_catalog.pg_proc where pronamespace = $1::text::regnamespace and ${condition}`,
+    [schema, ...values],
   )
   for (const { signature } of rows) await client.query(`drop function ${signature}`)
 }
 
 async function readSqlFiles(schema: string): Promise<SqlFiles> {
   const read = async (folder: string) => {
-    const names = (await readdir(new URL(`${folder}/`, sqlRoot))).toSorted()
-    // The files are written for the schema `pgtally`; nothing else in them is spelled like it with a dot behind.
-    return Promise.all(names.map(async (name) => (await readFile(new URL(`${folder}/${name}`, sqlRoot), 'utf8')).replaceAll('pgtally.', `${schema}.`)))
+    const files = (await readdir(new URL(`${folder}/`, sqlRoot))).toSorted()
+    return Promise.all(
+      files.map(async (file) => {
+        const text = await readFile(new URL(`${folder}/${file}`, sqlRoot), 'utf8')
+        // The files are written for the schema `pgtally`; nothing else in them is spelled like it with a dot behind.
+        return { name: file.replace('.sql', ''), definition: text.replaceAll('pgtally.', `${schema}.`) }
+      }),
+    )
   }
   const [migrations, functions] = await Promise.all([read('migrations'), read('functions')])
-  return { migrations, functions, functionsHash: createHash('sha256').update(functions.join('\n')).digest('hex') }
+  const functionsHash = createHash('sha256').update(functions.map(({ definition }) => definition).join('\n')).digest('hex')
+  return { migrations: migrations.map(({ definition }) => definition), functions, functionsHash }
 }

@@ -3,21 +3,16 @@ import type { Pool, PoolClient } from 'pg'
 import { describeError, isConnectionError, isDatabaseError } from '../errors.ts'
 import { query } from '../executor.ts'
 import { inTransaction } from '../transaction.ts'
+import type { DueCounter } from './due-counters.ts'
 import type { Logger } from './logger.ts'
 
-/** What due_counters() says of a counter. */
-export interface DueCounter extends Record<string, unknown> {
-  name: string
-  events: boolean
-  carried: boolean
-}
-
-export interface BatchResult extends Record<string, unknown> {
+export interface BatchResult {
   /** Another worker has the counter. */
   busy: boolean
   events: number | null
   keys: number | null
   carried: number | null
+  /** There is more. */
   cut: boolean
 }
 
@@ -31,11 +26,11 @@ const now = () => performance.now()
 
 /** Adds the next batch of a counter to its target. The position moves in the same transaction, so its commit need not be waited for. */
 export async function applyBatch(pool: Pool, schema: string, name: string, maxEvents: number | null): Promise<BatchResult> {
-  const [result] = await inApplyTransaction(pool, (client) =>
-    query<BatchResult>(client, `select busy, events::float8 as events, keys, carried, cut from ${schema}.apply_batch($1::text, $2::int4)`, [name, maxEvents]),
+  const [row] = await inApplyTransaction(pool, (client) =>
+    query<{ result: string }>(client, `select row_to_json(b)::text as result from ${schema}.apply_batch($1::text, $2::int4) b`, [name, maxEvents]),
   )
-  if (result === undefined) throw new Error('apply_batch() returned no row')
-  return result
+  // As JSON text, which no type parser of the caller's changes.
+  return JSON.parse(row?.result ?? '') as BatchResult
 }
 
 /** Tries everything that is carried once, in transactions of bounded size. */
@@ -71,7 +66,7 @@ export class CounterTask {
   #running: Promise<void> | undefined
   #waiting: Promise<void> | undefined
   #failures = 0
-  #recordedError: string | undefined
+  #lastError: string | undefined
   #retryAt = 0
   #carriedAt = 0
   #waitAt = 0
@@ -114,29 +109,33 @@ export class CounterTask {
 
   async #run(events: boolean, carried: boolean): Promise<void> {
     try {
-      if (events) await this.#applyBatches()
       if (carried) {
         this.#carriedAt = now() + carriedIntervalMs
         await applyCarried(this.#pool, this.#schema, this.#name)
       }
-      await this.#recover()
+      // Another worker that is at it tells nothing about what is wrong.
+      if (events && (await this.#applyBatches())) this.#recover()
     } catch (error) {
       await this.#fail(error)
     }
   }
 
-  async #applyBatches(): Promise<void> {
+  /** Returns whether a batch was applied. */
+  async #applyBatches(): Promise<boolean> {
     let result: BatchResult
+    let applied = false
     do {
       const startedAt = now()
       result = await applyBatch(this.#pool, this.#schema, this.#name, this.#uncut ? null : this.#maxEvents)
       this.#uncut = false
       this.#maxEvents = Math.min(this.#maxEvents * 2, this.#maxBatchEvents)
       if (result.events !== null) {
+        applied = true
         const { events, keys, carried } = result
         this.#logger.debug({ counter: this.#name, events, keys, carried, ms: Math.round(now() - startedAt) }, 'batch applied')
       }
     } while (result.cut && !this.#signal.aborted)
+    return applied
   }
 
   /** Beside the batches, which go on meanwhile; it holds nothing but its place in line. */
@@ -153,10 +152,10 @@ export class CounterTask {
     }
   }
 
-  async #recover(): Promise<void> {
+  /** The batch itself has taken the recorded error back. */
+  #recover(): void {
     if (this.#failures === 0) return
-    if (this.#recordedError !== undefined) await this.#record(null)
-    this.#recordedError = undefined
+    this.#lastError = undefined
     this.#failures = 0
     this.#logger.info({ counter: this.#name }, 'the counter goes on')
   }
@@ -172,17 +171,12 @@ export class CounterTask {
     // A CHECK constraint may object to a cut batch only, where a delete can come before its insert.
     if (state === '23514') this.#uncut = true
     const message = describeError(error)
-    if (message === this.#recordedError) return
-    this.#logger.warn({ counter: this.#name, error: message }, 'the counter cannot go on, its events wait')
+    if (message !== this.#lastError) this.#logger.warn({ counter: this.#name, error: message }, 'the counter cannot go on, its events wait')
+    this.#lastError = message
     try {
-      await this.#record(message)
-      this.#recordedError = message
+      await query(this.#pool, `select ${this.#schema}.record_error($1::text, $2::text)`, [this.#name, message])
     } catch (recordError) {
       this.#logger.debug({ counter: this.#name, error: describeError(recordError) }, 'the error could not be recorded')
     }
-  }
-
-  async #record(message: string | null): Promise<void> {
-    await query(this.#pool, `select ${this.#schema}.record_error($1::text, $2::text)`, [this.#name, message])
   }
 }

@@ -3,10 +3,9 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Pool } from 'pg'
 
 import { describeError } from '../errors.ts'
-import { query } from '../executor.ts'
 import { requireInstalled } from '../install/install.ts'
 import { applyBatch, applyCarried, waitForCarried } from './counter-task.ts'
-import type { DueCounter } from './counter-task.ts'
+import { dueCounters } from './due-counters.ts'
 import { workerDefaults } from './worker.ts'
 
 export interface DrainOptions {
@@ -30,7 +29,7 @@ export async function drain(pool: Pool, schema: string, { timeoutMs = 30_000 }: 
   await requireInstalled(pool, schema)
   const deadline = performance.now() + timeoutMs
   const result: DrainResult = { events: 0, failed: [] }
-  const due = await query<DueCounter>(pool, `select name, events, carried from ${schema}.due_counters()`)
+  const { due } = await dueCounters(pool, schema)
   for (const { name } of due) {
     try {
       result.events += await drainEvents(pool, schema, name)
@@ -54,8 +53,8 @@ async function drainEvents(pool: Pool, schema: string, name: string): Promise<nu
 
 async function drainCarried(pool: Pool, schema: string, name: string, deadline: number): Promise<void> {
   for (;;) {
-    const [due] = await query<DueCounter>(pool, `select name, events, carried from ${schema}.due_counters() where name = $1::text`, [name])
-    if (!due?.carried) return
+    const { due } = await dueCounters(pool, schema)
+    if (!due.some((counter) => counter.name === name && counter.carried)) return
     if (performance.now() > deadline) throw new Error('Rows of the target are locked by other transactions. Try again when those have ended')
     await applyCarried(pool, schema, name)
     await waitForCarried(pool, schema, name)

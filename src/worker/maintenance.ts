@@ -1,14 +1,16 @@
 import type { Pool } from 'pg'
 
-import { describeError } from '../errors.ts'
+import { describeError, isConnectionError } from '../errors.ts'
 import { query } from '../executor.ts'
 import { inTransaction } from '../transaction.ts'
 import type { Logger } from './logger.ts'
 
 const shortestIntervalMs = 250
 const longestIntervalMs = 15_000
+// For the triggers only: rotate() waits for nothing.
+const lockTimeoutMs = 200
 
-/** Empties slots. Nothing depends on when it runs; often enough is a few times in each rotation period. */
+/** Empties slots, and gives new partitions their triggers. Nothing depends on when it empties: a few times in each rotation period will do. */
 export class Maintenance {
   readonly #pool: Pool
   readonly #schema: string
@@ -24,21 +26,29 @@ export class Maintenance {
   /** Each queue in a transaction of its own: what is wrong with one does not concern the others. */
   async runIfDue(): Promise<void> {
     if (performance.now() < this.#nextAt) return
-    const queues = await query<{ name: string; period: number }>(
+    // As text, which no type parser of the caller's changes.
+    const queues = await query<{ name: string; period: string }>(
       this.#pool,
-      `select name, extract(epoch from rotation_period)::float8 * 1000 as period from ${this.#schema}.queue`,
+      `select name, (extract(epoch from rotation_period) * 1000)::text as period from ${this.#schema}.queue`,
     )
     for (const { name } of queues) {
-      try {
-        const [row] = await inTransaction(this.#pool, (client) =>
-          query<{ emptied: number }>(client, `select ${this.#schema}.rotate($1::text) as emptied`, [name]),
-        )
-        if (row !== undefined && row.emptied > 0) this.#logger.debug({ queue: name, slots: row.emptied }, 'slots emptied')
-      } catch (error) {
-        this.#logger.warn({ queue: name, error: describeError(error) }, 'the slots of a queue could not be emptied')
-      }
+      await this.#tryOn(name, 'rotate', 'slots emptied')
+      await this.#tryOn(name, 'sync_triggers', 'triggers brought to new partitions')
     }
-    const shortestPeriod = Math.min(...queues.map(({ period }) => period))
+    const shortestPeriod = Math.min(...queues.map(({ period }) => Number(period)))
     this.#nextAt = performance.now() + Math.min(Math.max(shortestPeriod / 4, shortestIntervalMs), longestIntervalMs)
+  }
+
+  async #tryOn(queue: string, work: 'rotate' | 'sync_triggers', done: string): Promise<void> {
+    try {
+      const [row] = await inTransaction(this.#pool, async (client) => {
+        await client.query(`set local lock_timeout = ${lockTimeoutMs}`)
+        return query<{ count: string }>(client, `select ${this.#schema}.${work}($1::text)::text as count`, [queue])
+      })
+      if (Number(row?.count) > 0) this.#logger.debug({ queue, count: Number(row?.count) }, done)
+    } catch (error) {
+      if (isConnectionError(error)) throw error
+      this.#logger.warn({ queue, error: describeError(error) }, `${work}() failed, it will be tried again`)
+    }
   }
 }

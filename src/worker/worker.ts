@@ -1,12 +1,13 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import type { Pool } from 'pg'
+import { z } from 'zod'
 
 import { PgtallyError, describeError, isDatabaseError } from '../errors.ts'
-import { query } from '../executor.ts'
 import { requireInstalled } from '../install/install.ts'
 import { CounterTask } from './counter-task.ts'
-import type { DueCounter } from './counter-task.ts'
+import { dueCounters } from './due-counters.ts'
+import type { DueCounter } from './due-counters.ts'
 import type { Logger } from './logger.ts'
 import { Maintenance } from './maintenance.ts'
 
@@ -26,6 +27,14 @@ export interface WorkerOptions {
 
 export const workerDefaults = { pollIntervalMs: 25, idlePollIntervalMs: 100, concurrency: 4, maxBatchEvents: 1_000_000 } as const
 
+const atLeastOne = (value: number) => z.int().min(1).default(value)
+const numbersSchema = z.object({
+  pollIntervalMs: atLeastOne(workerDefaults.pollIntervalMs),
+  idlePollIntervalMs: atLeastOne(workerDefaults.idlePollIntervalMs),
+  concurrency: atLeastOne(workerDefaults.concurrency),
+  maxBatchEvents: atLeastOne(workerDefaults.maxBatchEvents),
+})
+
 const silent: Logger = { debug() {}, info() {}, warn() {} }
 const longestReconnectDelayMs = 5000
 
@@ -36,7 +45,7 @@ const longestReconnectDelayMs = 5000
  */
 export class Worker implements AsyncDisposable {
   /**
-   * Settles when the worker has ended: after `stop()`, or with an error when it cannot go on.
+   * Settles when the worker has ended: after `stop()`, or with an error when it cannot go on: its pool was ended, it lacks a right.
    *
    * @throws PgtallyError NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD
    */
@@ -44,7 +53,7 @@ export class Worker implements AsyncDisposable {
 
   readonly #pool: Pool
   readonly #schema: string
-  readonly #options: Required<Omit<WorkerOptions, 'signal' | 'logger'>>
+  readonly #options: z.infer<typeof numbersSchema>
   readonly #logger: Logger
   readonly #stopping = new AbortController()
   readonly #tasks = new Map<string, CounterTask>()
@@ -53,7 +62,9 @@ export class Worker implements AsyncDisposable {
   constructor(pool: Pool, schema: string, { signal, logger, ...options }: WorkerOptions) {
     this.#pool = pool
     this.#schema = schema
-    this.#options = { ...workerDefaults, ...options }
+    const parsed = numbersSchema.safeParse(options)
+    if (!parsed.success) throw new PgtallyError('INVALID_ARGUMENT', `Options of the worker: ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`)
+    this.#options = parsed.data
     this.#logger = logger ?? silent
     signal?.addEventListener('abort', () => this.#stopping.abort(), { signal: this.#stopping.signal })
     if (signal?.aborted) this.#stopping.abort()
@@ -92,7 +103,7 @@ export class Worker implements AsyncDisposable {
     let delayMs = pollIntervalMs
     let reconnectDelayMs = 0
     let started = false
-    let seen: string | null = null
+    let seen: string | undefined
     while (!signal.aborted) {
       try {
         if (!started || reconnectDelayMs > 0) {
@@ -101,32 +112,20 @@ export class Worker implements AsyncDisposable {
           started = true
           reconnectDelayMs = 0
         }
-        const { snapshot, due } = await this.#look(seen)
-        seen = due.length === 0 ? snapshot : null
+        const { snapshot, due } = await dueCounters(this.#pool, this.#schema, seen)
+        seen = due.length === 0 ? snapshot : undefined
         delayMs = this.#start(due) ? pollIntervalMs : Math.min(delayMs * 2, idlePollIntervalMs)
         await maintenance.runIfDue()
       } catch (error) {
         // Whatever it is (a lost connection, an upgrade under way), the next round begins by looking what is installed.
-        if (isFatal(error, started)) throw error
-        seen = null
+        if (this.#pool.ended || isFatal(error, started)) throw error
+        seen = undefined
         reconnectDelayMs = Math.min(Math.max(reconnectDelayMs * 2, 100), longestReconnectDelayMs)
         delayMs = reconnectDelayMs
         this.#logger.warn({ error: describeError(error), retryInMs: delayMs }, 'no connection to the database')
       }
       await sleep(delayMs, undefined, { signal }).catch(() => {})
     }
-  }
-
-  /** What is due, and the snapshot in which that was seen. */
-  async #look(seen: string | null): Promise<{ snapshot: string | null; due: DueCounter[] }> {
-    const rows = await query<{ snapshot: string; name: string | null; events: boolean; carried: boolean }>(
-      this.#pool,
-      `select pg_current_snapshot()::text as snapshot, name, events, carried
-      from (values (1)) one left join ${this.#schema}.due_counters($1::pg_snapshot) on true`,
-      [seen],
-    )
-    const due = rows.flatMap(({ name, events, carried }) => (name === null ? [] : [{ name, events, carried }]))
-    return { snapshot: rows[0]?.snapshot ?? null, due }
   }
 
   /** Starts what is due, as far as there is room, those first that have waited longest. Returns whether it started anything. */
@@ -157,8 +156,8 @@ export class Worker implements AsyncDisposable {
   }
 }
 
-/** What pgtally itself refuses does not pass by waiting; nor does a wrong password or database at the start. */
+/** What pgtally itself refuses, or a missing right, does not pass by waiting; nor does a wrong password or database at the start. */
 function isFatal(error: unknown, started: boolean): boolean {
   if (error instanceof PgtallyError) return true
-  return !started && isDatabaseError(error) && /^(28|3D)/.test(error.code)
+  return isDatabaseError(error) && (error.code === '42501' || (!started && /^(28|3D)/.test(error.code)))
 }

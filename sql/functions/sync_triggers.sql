@@ -1,0 +1,58 @@
+-- sync_triggers(queue_name): puts the triggers of a queue's source on its table and on partitions that have none yet, and takes
+-- them off tables that are partitions no longer.
+--
+-- A partition that is created later needs them for the statements on itself; those on the whole table are counted anyway.
+-- Workers call this all the time, as create_counter() does. Returns the number of tables changed; takes locks, and a
+-- transaction id, only if there are any. A source that was dropped is left alone.
+--
+-- Errors: TL001 when there is no such queue.
+create or replace function pgtally.sync_triggers(queue_name text) returns integer
+language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+declare
+    id constant integer := pgtally.queue_id(queue_name);
+    -- One table can be the source of two installations.
+    prefix constant text := (
+        select relnamespace::regnamespace::text || '_' || id from pg_class where oid = 'pgtally.queue'::regclass);
+    source_table constant oid := (select s.source_table from pgtally.source s where s.queue_id = id);
+    changed integer := 0;
+    relation record;
+    trigger_name name;
+begin
+    for relation in
+        select c.oid, c.oid::regclass as name, c.relkind, wanted.oid is not null as wanted
+        from (
+            select source_table as oid where source_table is not null
+            union select relid from pg_partition_tree(source_table)
+        ) wanted
+        full join (
+            select distinct t.tgrelid as oid from pg_trigger t
+            where t.tgfoid = to_regproc(format('pgtally.source_%s', id))
+        ) present using (oid)
+        join pg_class c using (oid)
+        where wanted.oid is null or present.oid is null
+    loop
+        changed := changed + 1;
+        if not relation.wanted then
+            for trigger_name in select t.tgname from pg_trigger t where t.tgrelid = relation.oid and t.tgname like prefix || '\_%' loop
+                execute format('drop trigger %I on %s', trigger_name, relation.name);
+            end loop;
+            continue;
+        end if;
+        execute format(
+            'create trigger %4$I after insert on %2$s referencing new table as new_rows
+                for each statement execute function pgtally.source_%1$s(%3$L);
+            create trigger %5$I after update on %2$s referencing old table as old_rows new table as new_rows
+                for each statement execute function pgtally.source_%1$s(%3$L);
+            create trigger %6$I after delete on %2$s referencing old table as old_rows
+                for each statement execute function pgtally.source_%1$s(%3$L)',
+            id, relation.name, queue_name, prefix || '_insert', prefix || '_update', prefix || '_delete');
+        if relation.relkind = 'r' then
+            execute format(
+                'create trigger %4$I before truncate on %2$s
+                    for each statement execute function pgtally.source_%1$s_truncate(%3$L)',
+                id, relation.name, queue_name, prefix || '_truncate');
+        end if;
+    end loop;
+    return changed;
+end
+$$;

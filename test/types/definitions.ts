@@ -1,0 +1,96 @@
+// Checked by `npm run typecheck`; nothing here runs.
+import type { ColumnType, Kysely, Transaction } from 'kysely'
+import type pg from 'pg'
+import { expectTypeOf } from 'vitest'
+
+import { createTally, defineCounters, type Counter } from '../../src/index.ts'
+
+/** As kysely-codegen writes them. */
+type Generated<T> = T extends ColumnType<infer S, infer I, infer U> ? ColumnType<S, I | undefined, U> : ColumnType<T, T | undefined, T>
+type Int8 = ColumnType<string, bigint | number | string, bigint | number | string>
+type Timestamp = ColumnType<Date, Date | string, Date | string>
+type Json = ColumnType<unknown, string, string>
+
+interface DB {
+  posts: { id: Generated<number>; slug: string; like_count: Generated<number>; big_count: Generated<Int8>; views: number | null; title: string; at: Timestamp; meta: Json; open: boolean; fixed: ColumnType<number, number, never> }
+  likes: { id: Generated<Int8>; post_id: number; user_id: string; at: Timestamp }
+  big_likes: { post_id: Int8 }
+  'app.reactions': { post_id: number | null; kind: string }
+}
+
+declare const pool: pg.Pool
+declare const client: pg.PoolClient
+declare const kysely: Kysely<DB>
+declare const transaction: Transaction<DB>
+
+const define = defineCounters<DB>()
+
+const counters = define({
+  likes: { source: { table: 'likes', key: 'post_id', where: 'true' }, target: { table: 'posts', key: 'id', column: 'like_count' } },
+  big: { source: { table: 'big_likes', key: 'post_id' }, target: { table: 'posts', key: 'id', column: 'big_count' } },
+  nullable: { source: { table: 'app.reactions', key: 'post_id', sum: '1' }, target: { table: 'posts', key: 'id', column: 'views' } },
+  slugs: { target: { table: 'posts', key: 'slug', column: 'like_count' }, onMissing: 'error' },
+  own: { source: { table: 'likes', key: 'user_id' } },
+  pages: { keyType: 'text' },
+  anything: { keyType: 'bigint' },
+  follower: { queue: 'likes' },
+})
+const tally = createTally({ pool, counters })
+
+expectTypeOf(tally.counters.likes).toEqualTypeOf<Counter<number>>()
+expectTypeOf(tally.counters.big).toEqualTypeOf<Counter<string | number | bigint>>()
+expectTypeOf(tally.counters.nullable).toEqualTypeOf<Counter<number>>()
+expectTypeOf(tally.counters.slugs).toEqualTypeOf<Counter<string>>()
+expectTypeOf(tally.counters.own).toEqualTypeOf<Counter<string>>()
+expectTypeOf(tally.counters.pages).toEqualTypeOf<Counter<string>>()
+expectTypeOf(tally.counters.anything).toEqualTypeOf<Counter<string | number | bigint>>()
+expectTypeOf<keyof typeof tally.counters>().toEqualTypeOf<'likes' | 'big' | 'nullable' | 'slugs' | 'own' | 'pages' | 'anything' | 'follower'>()
+
+expectTypeOf(tally.counters.likes.get(1)).toEqualTypeOf<Promise<number>>()
+expectTypeOf(tally.counters.likes.get(1, { bigint: true })).toEqualTypeOf<Promise<bigint>>()
+expectTypeOf(tally.counters.likes.get(1, { executor: transaction })).toEqualTypeOf<Promise<number>>()
+expectTypeOf(tally.counters.own.getMany(['a'])).toEqualTypeOf<Promise<Map<string, number>>>()
+expectTypeOf(tally.counters.own.getMany(['a'], { bigint: true })).toEqualTypeOf<Promise<Map<string, bigint>>>()
+for (const executor of [pool, client, kysely, transaction]) void tally.counters.pages.add(executor, '/home', 2n)
+
+// @ts-expect-error -- a number is no key here
+void tally.counters.pages.get(1)
+// @ts-expect-error -- nor a string there
+void tally.counters.likes.get('1')
+// @ts-expect-error -- no such counter
+void tally.counters.other
+// @ts-expect-error -- not an executor
+void tally.counters.pages.add({}, '/home')
+// @ts-expect-error -- a client has no connections of its own
+createTally({ pool: client })
+
+// @ts-expect-error -- no such table
+define({ a: { source: { table: 'like', key: 'post_id' } } })
+// @ts-expect-error -- no such column
+define({ a: { source: { table: 'likes', key: 'post' } } })
+// @ts-expect-error -- a column of another table
+define({ a: { source: { table: 'likes', key: 'kind' } } })
+// @ts-expect-error -- a date cannot be a key
+define({ a: { source: { table: 'likes', key: 'at' } } })
+// @ts-expect-error -- nor can a boolean
+define({ a: { target: { table: 'posts', key: 'open', column: 'like_count' } } })
+// @ts-expect-error -- no number
+define({ a: { source: { table: 'likes', key: 'post_id' }, target: { table: 'posts', key: 'id', column: 'title' } } })
+// @ts-expect-error -- no number
+define({ a: { target: { table: 'posts', key: 'id', column: 'at' } } })
+// @ts-expect-error -- no number
+define({ a: { target: { table: 'posts', key: 'id', column: 'meta' } } })
+// @ts-expect-error -- no number
+define({ a: { target: { table: 'posts', key: 'id', column: 'open' } } })
+// @ts-expect-error -- a number, but not to be updated
+define({ a: { target: { table: 'posts', key: 'id', column: 'fixed' } } })
+// @ts-expect-error -- no such target table
+define({ a: { target: { table: 'post', key: 'id', column: 'like_count' } } })
+// @ts-expect-error -- the column is missing
+define({ a: { target: { table: 'posts', key: 'id' } } })
+// @ts-expect-error -- no such action
+define({ a: { onMissing: 'ignore' } })
+// @ts-expect-error -- no such option
+define({ a: { onMising: 'drop' } })
+
+expectTypeOf(createTally({ pool }).counters).toEqualTypeOf<Record<never, never>>()
