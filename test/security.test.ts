@@ -50,7 +50,7 @@ test('a writer without any right on pgtally can like', async () => {
   await client.query(`truncate ${blog.likes}`)
   await like(client, blog, 4)
   expect(await violations(db, blog.counter)).toEqual([])
-  for (const forbidden of ['select * from pgtally.counter', `select pgtally.apply_batch('${blog.counter}')`, `select pgtally.insert_event('q', '1')`, `select pgtally.source_1()`]) {
+  for (const forbidden of ['select * from pgtally.counter', `select pgtally.apply_batch('${blog.counter}')`, `select pgtally.insert_event('q', '1')`, `select pgtally.source_1_insert()`]) {
     await expect(client.query(forbidden)).rejects.toMatchObject({ code: '42501' })
   }
   await applyAll(db.pool, blog.counter)

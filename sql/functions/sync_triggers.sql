@@ -26,7 +26,7 @@ begin
         ) wanted
         full join (
             select distinct t.tgrelid as oid from pg_trigger t
-            where t.tgfoid = to_regproc(format('pgtally.source_%s', id))
+            where t.tgfoid = to_regproc(format('pgtally.source_%s_insert', id))
         ) present using (oid)
         join pg_class c using (oid)
         where wanted.oid is null or present.oid is null
@@ -40,11 +40,11 @@ begin
         end if;
         execute format(
             'create trigger %4$I after insert on %2$s referencing new table as new_rows
-                for each statement execute function pgtally.source_%1$s(%3$L);
+                for each statement execute function pgtally.source_%1$s_insert(%3$L);
             create trigger %5$I after update on %2$s referencing old table as old_rows new table as new_rows
-                for each statement execute function pgtally.source_%1$s(%3$L);
+                for each statement execute function pgtally.source_%1$s_update(%3$L);
             create trigger %6$I after delete on %2$s referencing old table as old_rows
-                for each statement execute function pgtally.source_%1$s(%3$L)',
+                for each statement execute function pgtally.source_%1$s_delete(%3$L)',
             id, relation.name, queue_name, prefix || '_insert', prefix || '_update', prefix || '_delete');
         if relation.relkind = 'r' then
             execute format(

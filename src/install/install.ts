@@ -50,6 +50,8 @@ async function installInTransaction(client: PoolClient, schema: string, files: S
 
   if (installed === undefined) await createSchema(client, schema)
   for (const migration of files.migrations.slice(from)) await client.query(migration)
+  // They call one another, in whatever order they come.
+  await client.query('set local check_function_bodies = off')
   for (const { name, definition } of files.functions) await replaceFunction(client, schema, name, definition)
   await dropOtherFunctions(client, schema)
   // A function may be called by everyone unless that is taken back; the triggers' functions need no such right.
@@ -74,7 +76,7 @@ export async function uninstall(pool: Pool, schema: string): Promise<boolean> {
       // would wait for us, and we for it.
       const { rows } = await client.query<{ id: string }>(`select queue_id::text as id from ${schema}.source`)
       await client.query('set local client_min_messages = warning')
-      for (const { id } of rows) await client.query(`drop function ${schema}.source_${id}() cascade`)
+      for (const { id } of rows) await client.query(`select ${schema}.drop_source(${id})`)
       await client.query(`drop schema ${schema} cascade`)
       return true
     })

@@ -118,7 +118,7 @@ export class Worker implements AsyncDisposable {
         await maintenance.runIfDue()
       } catch (error) {
         // Whatever it is (a lost connection, an upgrade under way), the next round begins by looking what is installed.
-        if (this.#pool.ended || isFatal(error, started)) throw error
+        if (this.#pool.ending || isFatal(error, started)) throw error
         seen = undefined
         reconnectDelayMs = Math.min(Math.max(reconnectDelayMs * 2, 100), longestReconnectDelayMs)
         delayMs = reconnectDelayMs
