@@ -122,6 +122,34 @@ describe('a locked row', () => {
   })
 })
 
+// Three transactions hand the row on: there is always one that has it and one that waits for it, so nobody finds it free.
+test('a row that is always locked gets its turn, and the others go on', async () => {
+  const blog = await createBlog(db, tally)
+  const stopping = new AbortController()
+  const holders = await Promise.all([1, 2, 3].map(() => db.connect()))
+  const holding = holders.map(async (holder) => {
+    while (!stopping.signal.aborted) {
+      await holder.query('begin')
+      await holder.query(`select from ${blog.posts} where id = 1 for no key update`)
+      await holder.query('select pg_sleep(0.1)')
+      await holder.query('commit')
+    }
+  })
+  try {
+    await waitFor(async () => (await value<string>(db.pool, `select count(*) from pg_locks where locktype = 'tuple' and database = (select oid from pg_database where datname = current_database())`)) !== '0', { what: 'a line for the row' })
+    await using running = new AsyncDisposableStack()
+    running.use(tally.worker())
+    await like(db.pool, blog, 1)
+    await like(db.pool, blog, 2)
+    await counted(blog, { 2: 1 })
+    await counted(blog, { 1: 1, 2: 1 })
+    expect(await violations(db, blog.counter)).toEqual([])
+  } finally {
+    stopping.abort()
+    await Promise.all(holding)
+  }
+})
+
 describe('a broken counter says why and waits; the others go on; mended it catches up', () => {
   const breakages: [what: string, options: { countColumn?: string }, ruin: (blog: Blog) => string, mend: (blog: Blog) => string, says: RegExp][] = [
     ['a dropped target column', {}, ({ posts }) => `alter table ${posts} drop like_count`, ({ posts }) => `alter table ${posts} add like_count bigint not null default 0`, /like_count/],

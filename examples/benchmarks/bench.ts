@@ -5,7 +5,7 @@ import { availableParallelism } from 'node:os'
 
 import pg from 'pg'
 
-import { formatTable } from '../../src/cli/table.ts'
+import { formatTable } from '../../src/table.ts'
 import { startEmbeddedServer } from '../../src/demo/embedded-server.ts'
 // In your own project: from 'pgtally'
 import { createTally } from '../../src/index.ts'

@@ -4,7 +4,7 @@ import type { CounterDefinition } from '../counters/definition.ts'
 import { PgtallyError } from '../errors.ts'
 import { databaseCommand, printJson, printLine, withConnection, wholeNumber } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
-import { formatTable } from './table.ts'
+import { formatTable } from '../table.ts'
 
 interface CreateOptions extends ConnectionOptions {
   source?: string

@@ -3,7 +3,7 @@ import type { Command } from 'commander'
 import type { Status } from '../status.ts'
 import { databaseCommand, printJson, printLine, withConnection } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
-import { formatTable } from './table.ts'
+import { formatTable } from '../table.ts'
 
 export function statusCommand(): Command {
   return databaseCommand('status')

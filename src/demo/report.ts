@@ -2,7 +2,7 @@ import { availableParallelism } from 'node:os'
 
 import type { Pool } from 'pg'
 
-import { formatTable } from '../cli/table.ts'
+import { formatTable } from '../table.ts'
 import { likesBefore } from './playground.ts'
 import type { WayResult } from './run.ts'
 

@@ -93,7 +93,12 @@ export class CounterTask {
   start(due: DueCounter): boolean {
     if (this.running || now() < this.#retryAt) return false
     const carried = due.carried && now() >= this.#carriedAt
-    if (due.carried) this.#waiting ??= this.#waitForCarried()
+    if (due.carried && this.#waiting === undefined && now() >= this.#waitAt) {
+      this.#waitAt = now() + waitIntervalMs
+      this.#waiting = this.#waitForCarried().finally(() => {
+        this.#waiting = undefined
+      })
+    }
     if (!due.events && !carried) return false
     this.startedAt = now()
     this.#running = this.#run(due.events, carried).finally(() => {
@@ -141,14 +146,9 @@ export class CounterTask {
   /** Beside the batches, which go on meanwhile; it holds nothing but its place in line. */
   async #waitForCarried(): Promise<void> {
     try {
-      if (now() >= this.#waitAt) {
-        this.#waitAt = now() + waitIntervalMs
-        await waitForCarried(this.#pool, this.#schema, this.#name)
-      }
+      await waitForCarried(this.#pool, this.#schema, this.#name)
     } catch (error) {
       this.#logger.debug({ counter: this.#name, error: describeError(error) }, 'a locked row could not be waited for')
-    } finally {
-      this.#waiting = undefined
     }
   }
 
