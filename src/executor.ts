@@ -7,8 +7,8 @@ export interface PgExecutor {
 
 /** `Kysely` or its `Transaction`. */
 export interface KyselyExecutor {
-  // oxlint-disable-next-line no-explicit-any -- Kysely's own parameter type, which pgtally must not import: it is optional
-  executeQuery(query: any): Promise<{ rows: unknown[] }>
+  /** Takes a `CompiledQuery`, a type that pgtally does not import: Kysely is optional. */
+  executeQuery(query: never): Promise<{ rows: unknown[] }>
 }
 
 /** Where a statement runs: inside the caller's transaction, or on its own where this is a pool. */
@@ -23,7 +23,8 @@ export async function query<R extends Row>(executor: Executor, text: string, val
   try {
     if ('executeQuery' in executor) {
       const rawNode = { kind: 'RawNode', sqlFragments: [text], parameters: [] }
-      const result = await executor.executeQuery({ sql: text, parameters: values, query: rawNode, queryId: { queryId: 'pgtally' } })
+      const compiled = { sql: text, parameters: values, query: rawNode, queryId: { queryId: 'pgtally' } }
+      const result = await executor.executeQuery(compiled as never)
       return result.rows as R[]
     }
     const result = await executor.query(text, [...values])
