@@ -35,7 +35,7 @@ export function describeSetting(server: ServerFacts, connections: number, second
   return [
     ...wrap(
       `One celebrity post, with ${formatNumber(likesBefore)} likes before the storm. ${formatCount(connections, 'connection')} like and unlike it for ` +
-        `${formatCount(seconds, 'second')} while one more reads its count every 20 ms: three ways, one after the other.`,
+        `${formatCount(seconds, 'second')} while one more reads its count every 20 ms: three ways, one after the other. No foreign key from likes to posts.`,
     ),
     ...wrap(`PostgreSQL ${server.version}${server.embedded ? ', embedded' : ''}: ${settings.join(', ')}.`),
     ...(durable ? [] : ['This server does not wait for the disk: a durable one gives other figures.']),
