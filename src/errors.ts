@@ -15,7 +15,9 @@ export type PgtallyErrorCode =
   | 'OTHER_CLUSTER'
   | 'BOUNDARY_BACKWARDS'
   | 'MISSING_TARGET_ROW'
+  | 'NOT_APPLICABLE'
   | 'LOCK_TIMEOUT'
+  | 'TIMEOUT'
   | 'UNSAFE_COUNT'
 
 export class PgtallyError extends Error {
@@ -38,6 +40,7 @@ const ownStates: Readonly<Record<string, PgtallyErrorCode>> = {
   TL006: 'BOUNDARY_BACKWARDS',
   TL007: 'INVALID_EVENT',
   TL008: 'MISSING_TARGET_ROW',
+  TL009: 'NOT_APPLICABLE',
   TL010: 'IN_USE',
 }
 

@@ -23,6 +23,8 @@ export interface CounterStatus {
   lastBatchAt: string | null
   lastError: string | null
   lastErrorAt: string | null
+  /** What keeps it from being exact or from going on, each with the remedy; empty when all is well. */
+  problems: string[]
 }
 
 export interface QueueStatus {
@@ -58,7 +60,7 @@ export async function readStatus(pool: Pool, schema: string): Promise<Status> {
         'name', name, 'queue', queue, 'source', source, 'target', target,
         'pendingEvents', pending_events, 'lagSeconds', ${seconds('lag')}, 'carriedKeys', carried_keys,
         'events', events, 'batches', batches, 'droppedEvents', dropped_events,
-        'lastBatchAt', last_batch_at, 'lastError', last_error, 'lastErrorAt', last_error_at)), '[]')
+        'lastBatchAt', last_batch_at, 'lastError', last_error, 'lastErrorAt', last_error_at, 'problems', problems)), '[]')
         from ${schema}.counter_status()),
       'queues', (select coalesce(json_agg(json_build_object(
         'name', name, 'keyType', key_type, 'rotationPeriodSeconds', ${seconds('rotation_period')}, 'consumers', consumers,

@@ -1,11 +1,17 @@
 import type { Pool } from 'pg'
 
 import { Counter } from './counters/counter.ts'
+import type { TransactionToken } from './counters/counter.ts'
 import type { CounterDefinition, DefinedCounters, Key } from './counters/definition.ts'
 import { createCounter, dropCounter } from './counters/manage.ts'
+import type { CreateCounterOptions } from './counters/manage.ts'
 import { PgtallyError } from './errors.ts'
+import { query } from './executor.ts'
+import type { Executor } from './executor.ts'
 import { install, uninstall } from './install/install.ts'
 import type { InstallResult } from './install/install.ts'
+import { rebase } from './queue/rebase.ts'
+import type { RebasedQueue } from './queue/rebase.ts'
 import { checkSchemaName, defaultSchema } from './schema.ts'
 import { readStatus } from './status.ts'
 import type { Status } from './status.ts'
@@ -45,13 +51,14 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
 
   /**
    * Installs pgtally's schema or brings it up to date, and creates the counters that were given to `createTally()`. To be
-   * called whenever the application starts: what is there already is left alone, and any number may call it at once.
+   * called whenever the application starts: what is there already is left alone, and any number may call it at once. A new counter's
+   * backfill is part of it, which takes a while on a large table; the application's writes go on meanwhile.
    *
    * @throws PgtallyError SERVER_TOO_OLD, SCHEMA_TOO_NEW, PERMISSION_DENIED; and as `createCounter()`
    */
-  async install(): Promise<InstallResult> {
+  async install(options: CreateCounterOptions = {}): Promise<InstallResult> {
     const result = await install(this.#pool, this.schema)
-    for (const [name, definition] of this.#definitions) await this.createCounter(name, definition)
+    for (const [name, definition] of this.#definitions) await this.createCounter(name, definition, options)
     return result
   }
 
@@ -61,15 +68,17 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
   }
 
   /**
-   * Creates a counter; exact from the first moment, rows that are there already included. Writers to the source wait meanwhile.
-   * The same definition again changes nothing.
+   * Creates a counter. First the triggers, for which it waits until the transactions that write to the source are through, in short
+   * attempts that hold up nobody else for long; then the rows that are there already are counted (`backfill`), while the application goes on.
+   * When it resolves, the count is exact: stored, carried and pending together. The same definition again changes nothing, and
+   * goes on with a backfill that was interrupted.
    *
    * @returns whether it was created
    * @throws PgtallyError INVALID_DEFINITION, DEFINITION_CONFLICT (a different one has the name; says what differs), NOT_FOUND (the queue to
    * follow), PERMISSION_DENIED, LOCK_TIMEOUT (writers held the source for half a minute), NOT_INSTALLED
    */
-  async createCounter(name: string, definition: CounterDefinition): Promise<boolean> {
-    return createCounter(this.#pool, this.schema, name, definition)
+  async createCounter(name: string, definition: CounterDefinition, options?: CreateCounterOptions): Promise<boolean> {
+    return createCounter(this.#pool, this.schema, name, definition, options)
   }
 
   /**
@@ -101,6 +110,34 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
   /** Applies everything that has committed by now, with or without workers beside it. */
   async drain(options?: DrainOptions): Promise<DrainResult> {
     return drain(this.#pool, this.schema, options)
+  }
+
+  /**
+   * The token of the transaction that `executor` is in, for `counter.waitFor()`.
+   *
+   * @example
+   * ```ts
+   * await client.query('begin')
+   * await client.query('insert into likes (post_id, user_id) values (42, 7)')
+   * const token = await tally.transactionToken(client)
+   * await client.query('commit')
+   * await tally.counters.post_likes.waitFor(token)
+   * ```
+   */
+  async transactionToken(executor: Executor): Promise<TransactionToken> {
+    const [row] = await query<{ token: string }>(executor, 'select pg_current_xact_id()::text as token')
+    return row?.token ?? ''
+  }
+
+  /**
+   * To be called once after a dump was restored into another database cluster, or after an upgrade by pg_upgrade: until then counters there refuse to go on
+   * (OTHER_CLUSTER), and events are kept. Nothing is lost or counted twice; the application may have begun to write. Changes nothing where all is well.
+   *
+   * @returns the queues that were changed
+   * @throws PgtallyError NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD, PERMISSION_DENIED, LOCK_TIMEOUT
+   */
+  async rebase(): Promise<RebasedQueue[]> {
+    return rebase(this.#pool, this.schema)
   }
 
   /** Where every counter and queue stands. */

@@ -1,14 +1,15 @@
--- create_counter(counter_name, …): defines a counter, and with it its queue, its triggers and its first count.
+-- create_counter(counter_name, …): defines a counter, and with it its queue and its triggers.
 --
 -- source, source_key: the table whose rows are counted by that column. where_condition: only rows for which it is true.
 -- sum_expression: adds up this whole number instead of counting. target, target_key, target_column: where the count is
 -- stored; without a target, in pgtally's own table count_<counter_id>. on_missing: what becomes of a key without a row in
 -- the target: drop, insert or error; the default is drop, and insert for pgtally's own table. key_type: for a counter with
 -- neither source nor target, whose events come from insert_event(). queue: follow that queue instead of a new
--- one named like the counter.
+-- one named like the counter. rotation_period, retain: see create_queue().
 --
--- Exact from the first moment: rows that are there already are counted in the same transaction (into the carry table). Creating
--- the triggers locks the source against writing until the transaction ends; set lock_timeout before.
+-- Counts what is written from now on. What the source holds already, against what the target holds already, is to be counted by
+-- a reconciliation, while writers go on: CALL reconcile(counter_name), or reconcile_range(). Creating the triggers waits for the
+-- transactions that are writing to the source, and makes others wait until the caller's transaction ends; set lock_timeout before.
 --
 -- The same definition again changes nothing and returns false; otherwise true. Twenty at once end well.
 --
@@ -18,7 +19,8 @@ create or replace function pgtally.create_counter(
     counter_name text,
     source regclass default null, source_key name default null, where_condition text default null, sum_expression text default null,
     target regclass default null, target_key name default null, target_column name default null,
-    on_missing text default null, key_type text default null, queue text default null, rotation_period interval default '5 minutes'
+    on_missing text default null, key_type text default null, queue text default null,
+    rotation_period interval default null, retain interval default '0'
 ) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
 #variable_conflict use_variable
@@ -66,6 +68,7 @@ begin
         target_type := pgtally.require_key_column(counter_name, target, target_key);
         perform pgtally.require_target(counter_name, target, target_key, target_column);
     end if;
+    rotation_period := coalesce(rotation_period, greatest(interval '5 minutes', retain));
     if queue is not null then
         number := pgtally.queue_id(queue);
         select q.key_type into followed from pgtally.queue q where q.queue_id = number;
@@ -85,7 +88,7 @@ begin
     end if;
 
     wanted := jsonb_build_object(
-        'queue', coalesce(queue, counter_name), 'key_type', source_type, 'rotation_period', case when queue is null then rotation_period end,
+        'queue', coalesce(queue, counter_name), 'key_type', source_type, 'rotation_period', case when queue is null then rotation_period end, 'retain', case when queue is null then retain end,
         'source', source::text, 'source_key', source_key, 'where', where_condition, 'sum', sum_expression,
         'target', target::text, 'target_key', target_key, 'target_column', target_column,
         'on_missing', coalesce(on_missing, case when target is null then 'insert' else 'drop' end));
@@ -109,7 +112,7 @@ begin
             using errcode = 'TL002', hint = 'Drop that one first, or use another column.';
     end if;
 
-    if queue is null and not pgtally.create_queue(counter_name, source_type, rotation_period, true) then
+    if queue is null and not pgtally.create_queue(counter_name, source_type, rotation_period, retain, true) then
         raise exception 'Counter "%": there is a queue of that name already', counter_name
             using errcode = 'TL002', hint = 'Give it as the queue to follow, or take another name.';
     end if;
@@ -132,12 +135,13 @@ begin
         coalesce(target_key, 'key'), coalesce(target_column, 'value'), wanted ->> 'on_missing', target is null);
 
     if source is not null then
-        insert into pgtally.source (queue_id, source_table, source_key, where_condition, sum_expression)
-        values (number, source, source_key, where_condition, sum_expression);
+        insert into pgtally.source (queue_id, source_table, source_key, where_condition, sum_expression, tables)
+        values (number, source, source_key, where_condition, sum_expression, '{}');
         perform pgtally.create_source(number);
     end if;
-    execute format('insert into pgtally.carry_%s (key, delta, events) select key, drift, 1 from (%s) d where drift <> 0',
-        id, pgtally.drift_query(counter_name));
+    if exists (select from pgtally.source s where s.queue_id = number) then
+        insert into pgtally.reconciliation (counter_id, reason) values (id, 'backfill');
+    end if;
     return true;
 end
 $$;

@@ -1,13 +1,14 @@
--- create_queue(queue_name, key_type, rotation_period): makes a queue of events with keys of that type.
+-- create_queue(queue_name, key_type, rotation_period, retain): makes a queue of events with keys of that type.
 --
--- key_type: smallint, integer, bigint, uuid or text. rotation_period: how long writers stay in one of the three slots;
--- events take up space for about two to three periods. Returns true when it was made and false when the same queue was
+-- key_type: smallint, integer, bigint, uuid or text. rotation_period: how long writers stay in one of the three slots (NULL: 5 minutes, or retain if longer);
+-- events take up space for about two to three periods. retain: how
+-- long events are kept at least, for consumers that want to read again (seek); not longer than the rotation period. Returns true when it was made and false when the same queue was
 -- already there. Guarantee: with a key of type text, an event's key has at most 2,000 bytes, so that every key fits a
 -- btree index.
 --
 -- Errors: TL002 when a different queue has that name; TL003 when an argument will not do.
 create or replace function pgtally.create_queue(
-    queue_name text, key_type text default 'bigint', rotation_period interval default '5 minutes', implicit boolean default false
+    queue_name text, key_type text default 'bigint', rotation_period interval default null, retain interval default '0', implicit boolean default false
 ) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_variable
@@ -15,26 +16,30 @@ declare
     id integer;
     present pgtally.queue;
 begin
+    rotation_period := coalesce(rotation_period, greatest(interval '5 minutes', retain));
     if queue_name is null or queue_name = '' then
         raise exception 'A queue needs a name' using errcode = 'TL003', hint = 'Give a name that is not empty.';
     elsif key_type is null or key_type not in ('smallint', 'integer', 'bigint', 'uuid', 'text') then
         raise exception 'Queue "%": keys cannot be of type %', queue_name, coalesce(key_type, 'NULL')
             using errcode = 'TL003', hint = 'Use smallint, integer, bigint, uuid or text.';
-    elsif rotation_period is null or rotation_period < interval '1 second' then
+    elsif rotation_period < interval '1 second' then
         raise exception 'Queue "%": the rotation period % is too short', queue_name, rotation_period
             using errcode = 'TL003', hint = 'Use one second or more; 5 minutes is the default.';
+    elsif retain is null or retain not between interval '0' and rotation_period then
+        raise exception 'Queue "%": events cannot be kept for % when the rotation period is %', queue_name, coalesce(retain::text, 'NULL'), rotation_period
+            using errcode = 'TL003', hint = 'Give a rotation period that is as long, or leave it out.';
     end if;
 
     -- Twenty at once: one inserts, the others wait here for it and then find what it made.
-    insert into pgtally.queue (name, key_type, rotation_period, implicit)
-    values (queue_name, key_type, rotation_period, implicit)
+    insert into pgtally.queue (name, key_type, rotation_period, retain, implicit)
+    values (queue_name, key_type, rotation_period, retain, implicit)
     on conflict (name) do nothing
     returning queue_id into id;
     if id is null then
         select * into strict present from pgtally.queue q where q.name = queue_name;
-        if (present.key_type, present.rotation_period) is distinct from (key_type, rotation_period) then
-            raise exception 'Queue "%" exists with another definition: keys of type %, rotation period %',
-                queue_name, present.key_type, present.rotation_period
+        if (present.key_type, present.rotation_period, present.retain) is distinct from (key_type, rotation_period, retain) then
+            raise exception 'Queue "%" exists with another definition: keys of type %, rotation period %, events kept for %',
+                queue_name, present.key_type, present.rotation_period, present.retain
                 using errcode = 'TL002', hint = 'Use that definition, take another name, or drop the queue first.';
         end if;
         return false;

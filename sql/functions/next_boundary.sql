@@ -5,7 +5,7 @@
 -- max_events by one transaction's events, and by those of old transactions that have just finished. max_events NULL: uncut.
 -- `cut` says whether it was. To be called under the lock of the consumer's row and in a later statement than the lock.
 --
--- Errors: TL003 when max_events is below 1; TL004 when the transaction is not READ COMMITTED; TL005 when the boundary belongs to another cluster; TL006
+-- Errors: TL003 when max_events is below 1; TL004 when the transaction is not READ COMMITTED; TL005 as require_own_cluster(); TL006
 -- when time ran backwards, which cannot happen in the cluster that made the boundary.
 create or replace function pgtally.next_boundary(
     consumer pgtally.consumer, start_boundary pg_snapshot, max_events integer, out boundary pg_snapshot, out cut boolean
@@ -18,11 +18,8 @@ begin
             using errcode = 'TL003', hint = 'Use 1 or more, or NULL for no limit.';
     end if;
     boundary := pgtally.current_boundary();
-    if consumer.system_identifier <> pgtally.system_identifier() then
-        raise exception 'Consumer "%": its position was stored in another database cluster', consumer.name
-            using errcode = 'TL005', hint = 'The database was restored, upgraded or replicated into this cluster, where '
-                'transaction ids start elsewhere. Nothing was applied and the events are kept.';
-    elsif pg_snapshot_xmax(boundary) < pg_snapshot_xmax(start_boundary)
+    perform pgtally.require_own_cluster(consumer);
+    if pg_snapshot_xmax(boundary) < pg_snapshot_xmax(start_boundary)
         or pg_snapshot_xmin(boundary) < pg_snapshot_xmin(start_boundary)
         or exists (
             select from pg_snapshot_xip(boundary) xid

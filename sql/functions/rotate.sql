@@ -9,6 +9,8 @@
 -- one that has ended is seen by that statement, and its events must lie behind every boundary; one that comes
 -- later finds an empty table. A consumer that is just being registered holds FOR KEY SHARE on the queue's row.
 --
+-- Where events are to be kept (retain), only the slot that is written next is emptied: it has not been written for one to two periods.
+--
 -- Errors: TL001 when there is no such queue; TL004 when the transaction is not READ COMMITTED.
 create or replace function pgtally.rotate(queue_name text) returns integer
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
@@ -31,8 +33,9 @@ begin
     end if;
 
     for slot in
-        select s from generate_series(0, 2) s, pgtally.queue q
-        where q.queue_id = id and s <> pgtally.slot_at(clock_timestamp(), q.rotation_period)
+        select s from generate_series(0, 2) s, pgtally.queue q,
+            lateral pgtally.slot_at(clock_timestamp(), q.rotation_period) current_slot
+        where q.queue_id = id and s <> current_slot and (q.retain = interval '0' or s = mod(current_slot + 1, 3))
             and pg_relation_size(format('pgtally.event_%s_%s', id, s)::regclass) > 0
             and pgtally.slot_is_consumed(id, s)
     loop

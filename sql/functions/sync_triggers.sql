@@ -5,19 +5,37 @@
 -- Workers call this all the time, as create_counter() does. Returns the number of tables changed; takes locks, and a
 -- transaction id, only if there are any. A source that was dropped is left alone.
 --
+-- Rows that a partition brings along or takes away fire no trigger: then the queue's counters get a reconciliation to do, which
+-- counter_problems() shows. Rows that came through the table since the partition belongs to it were counted, and do not matter.
+--
 -- Errors: TL001 when there is no such queue.
 create or replace function pgtally.sync_triggers(queue_name text) returns integer
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
+<<sync_triggers>>
 declare
     id constant integer := pgtally.queue_id(queue_name);
     -- One table can be the source of two installations.
     prefix constant text := (
         select relnamespace::regnamespace::text || '_' || id from pg_class where oid = 'pgtally.queue'::regclass);
     source_table constant oid := (select s.source_table from pgtally.source s where s.queue_id = id);
+    tables constant regclass[] := array(
+        select c.oid::regclass from pg_class c
+        where c.oid = source_table or c.oid in (select relid from pg_partition_tree(source_table)) order by c.oid);
+    known_tables constant regclass[] := (select s.tables from pgtally.source s where s.queue_id = id);
     changed integer := 0;
     relation record;
     trigger_name name;
 begin
+    if tables <> known_tables and tables <> '{}' then
+        -- Before any trigger is made, whose lock writers would have to wait for. When the counter is created nothing is known.
+        if known_tables <> '{}' and pgtally.partitions_brought_rows(known_tables, tables) then
+            insert into pgtally.reconciliation (counter_id, reason)
+            select k.counter_id, 'partitions' from pgtally.counter k join pgtally.consumer c on c.consumer_id = k.counter_id where c.queue_id = id
+            -- Under another number: whoever is at an unfinished one ends.
+            on conflict (counter_id) do update set reconciliation_id = default, after_key = null, began_at = default;
+        end if;
+        update pgtally.source s set tables = sync_triggers.tables where s.queue_id = id;
+    end if;
     for relation in
         select c.oid, c.oid::regclass as name, c.relkind, wanted.oid is not null as wanted
         from (

@@ -15,6 +15,8 @@ create table pgtally.queue (
     name text not null unique check (name <> ''),
     key_type text not null check (key_type in ('smallint', 'integer', 'bigint', 'uuid', 'text')),
     rotation_period interval not null check (rotation_period >= interval '1 second'),
+    -- How long events are kept at least, consumed or not.
+    retain interval not null check (retain between interval '0' and rotation_period),
     -- Made together with a counter, and dropped with its last consumer.
     implicit boolean not null,
     created_at timestamptz not null default now()
@@ -27,7 +29,9 @@ create table pgtally.source (
     source_key name not null,
     -- Both as the server itself writes them out (pg_get_expr), with every constant and cast resolved.
     where_condition text,
-    sum_expression text
+    sum_expression text,
+    -- The table and its partitions when the triggers were last seen to: of what has come or gone since, the rows were not counted.
+    tables regclass[] not null
 );
 
 -- A consumer's row is locked by whoever works on its batch and is not updated by it: a row that is updated for every
@@ -72,6 +76,16 @@ create table pgtally.counter (
     own_target boolean not null,
     -- Two counters would both add to it.
     unique (target_table, target_column)
+);
+
+-- A comparison of all keys of a counter with its source, with corrections, as far as it has come. A new counter has one to do.
+create table pgtally.reconciliation (
+    reconciliation_id bigint generated always as identity unique,
+    counter_id integer primary key,
+    reason text not null check (reason in ('backfill', 'partitions', 'requested')),
+    -- All keys up to this one are right; NULL before the first.
+    after_key text,
+    began_at timestamptz not null default clock_timestamp()
 );
 
 -- sum(bigint) computes in numeric; this one adds in bigint, twice as fast, and raises an error when it overflows.

@@ -1,4 +1,6 @@
 import { Command, InvalidArgumentError } from 'commander'
+import ms from 'ms'
+import type { StringValue } from 'ms'
 import pg from 'pg'
 import type { Pool } from 'pg'
 
@@ -61,6 +63,13 @@ export function wholeNumber(smallest: number): (text: string) => number {
     if (!Number.isSafeInteger(number) || number < smallest) throw new InvalidArgumentError(`It must be a whole number, ${smallest} or more.`)
     return number
   }
+}
+
+/** Parses an option's value such as `30s`, `1h` or `2 days`, and returns milliseconds. */
+export function duration(text: string): number {
+  const milliseconds = /[a-z]/i.test(text) ? ms(text as StringValue) : undefined
+  if (milliseconds === undefined || !(milliseconds >= 0)) throw new InvalidArgumentError('It must be a time with its unit, such as 30s, 10m or 1h.')
+  return milliseconds
 }
 
 /** The exit code for an error that ended a command. */

@@ -2,8 +2,9 @@ import { Command, Option } from 'commander'
 
 import type { CounterDefinition } from '../counters/definition.ts'
 import { PgtallyError } from '../errors.ts'
-import { databaseCommand, printJson, printLine, withConnection, wholeNumber } from './command.ts'
+import { databaseCommand, duration, printJson, printLine, withConnection, wholeNumber } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
+import { collect, withProgress } from './measurement.ts'
 import { formatTable } from '../table.ts'
 
 interface CreateOptions extends ConnectionOptions {
@@ -18,19 +19,22 @@ interface CreateOptions extends ConnectionOptions {
   keyType?: 'smallint' | 'integer' | 'bigint' | 'uuid' | 'text'
   queue?: string
   rotationPeriod?: number
+  retain?: number
+  backfill: boolean
 }
 
 export function counterCommand(): Command {
   return new Command('counter')
-    .description('create, list and drop counters')
+    .description('create, list, reset and drop counters')
     .addCommand(createCommand())
     .addCommand(listCommand())
+    .addCommand(resetCommand())
     .addCommand(dropCommand())
 }
 
 function createCommand(): Command {
   return databaseCommand('create')
-    .description('create a counter; rows that are there already are counted, too')
+    .description('create a counter, and count the rows that are there already while the application writes')
     .argument('<name>', 'the name of the counter')
     .option('--source <table>', 'the table whose rows are counted')
     .option('--source-key <column>', 'the column that says for what each row counts')
@@ -45,11 +49,15 @@ function createCommand(): Command {
     )
     .option('--queue <name>', 'follow the queue of another counter instead of having a source')
     .option('--rotation-period <seconds>', 'how long one slot of the queue is written (default: 300)', wholeNumber(1))
+    .option('--retain <time>', 'keep events at least that long after they were applied, such as 1h, for consumers that want to read again', duration)
+    .option('--no-backfill', 'leave counting the rows that are there already to a later `pgtally reconcile`')
     .addHelpText('after', '\nExample:\n  pgtally counter create post_likes --source likes --source-key post_id \\\n    --target posts --target-key id --target-column like_count')
     .action((name: string, options: CreateOptions) =>
       withConnection(options, async ({ tally }) => {
-        const created = await tally.createCounter(name, definition(options))
+        const { backfill } = options
+        const created = await withProgress((onProgress) => tally.createCounter(name, definition(options), { backfill, onProgress }))
         printLine(created ? `Created the counter "${name}".` : `The counter "${name}" exists already, with the same definition.`)
+        if (!backfill && options.source !== undefined) printLine(`Rows that were there before are not counted yet: pgtally reconcile ${name}`)
       }),
     )
 }
@@ -68,6 +76,7 @@ function definition(options: CreateOptions): CounterDefinition {
     keyType: options.keyType,
     queue: options.queue,
     rotationPeriodMs: options.rotationPeriod === undefined ? undefined : options.rotationPeriod * 1000,
+    retainMs: options.retain,
   }
 }
 
@@ -90,6 +99,23 @@ function listCommand(): Command {
         if (options.json) printJson(listed)
         else if (listed.length === 0) printLine('There are no counters.')
         else printLine(formatTable(['counter', 'queue', 'source', 'target'], listed.map(({ name, queue, source, target }) => [name, queue, source ?? 'add()', target])))
+      }),
+    )
+}
+
+function resetCommand(): Command {
+  return databaseCommand('reset')
+    .description('set counts back to 0, for a counter without a source')
+    .argument('<name>', 'the name of the counter')
+    .option('--key <key>', 'the count of this key; may be given several times', collect)
+    .option('--all', 'the counts of all keys')
+    .action((name: string, { key: keys = [], all = false, ...options }: ConnectionOptions & { key?: string[]; all?: boolean }) =>
+      withConnection(options, async ({ tally }) => {
+        if (all === (keys.length > 0)) throw new PgtallyError('INVALID_ARGUMENT', 'Give either --key or --all.')
+        const counter = tally.counter(name)
+        if (all) await counter.resetAll()
+        else for (const key of keys) await counter.reset(key)
+        printLine(all ? `Reset all counts of "${name}".` : `Reset ${keys.length === 1 ? 'one count' : `${keys.length} counts`} of "${name}".`)
       }),
     )
 }

@@ -4,11 +4,14 @@ import { readFileSync } from 'node:fs'
 import { Command, CommanderError } from 'commander'
 
 import { describeError } from '../errors.ts'
+import { auditCommand } from './audit.ts'
 import { exitCodeFor, wrongUsage } from './command.ts'
 import { counterCommand } from './counter.ts'
 import { demoCommand } from './demo.ts'
 import { drainCommand } from './drain.ts'
 import { installCommand } from './install.ts'
+import { rebaseCommand } from './rebase.ts'
+import { reconcileCommand } from './reconcile.ts'
 import { statusCommand } from './status.ts'
 import { uninstallCommand } from './uninstall.ts'
 import { workerCommand } from './worker.ts'
@@ -19,7 +22,18 @@ const program = new Command('pgtally')
   .description('Exact, fast counters on plain PostgreSQL.')
   .version(version)
   .addHelpText('after', '\nExit codes: 0 success, 1 a negative answer or an error, 2 wrong usage.')
-const commands = [installCommand(), uninstallCommand(), counterCommand(), workerCommand(), drainCommand(), statusCommand(), demoCommand()]
+const commands = [
+  installCommand(),
+  uninstallCommand(),
+  counterCommand(),
+  workerCommand(),
+  drainCommand(),
+  statusCommand(),
+  auditCommand(),
+  reconcileCommand(),
+  rebaseCommand(),
+  demoCommand(),
+]
 for (const command of commands) program.addCommand(command)
 for (const command of [program, ...commands, ...commands.flatMap((parent) => parent.commands)]) command.exitOverride().showHelpAfterError()
 

@@ -7,14 +7,14 @@ import { formatTable } from '../table.ts'
 
 export function statusCommand(): Command {
   return databaseCommand('status')
-    .description('show where every counter and queue stands; exit code 1 when a counter cannot go on')
+    .description('show where every counter and queue stands; exit code 1 when something is wrong with a counter')
     .option('--json', 'print JSON')
     .action((options: ConnectionOptions & { json?: true }) =>
       withConnection(options, async ({ tally }) => {
         const status = await tally.status()
         if (options.json) printJson(status)
         else printLine(describe(status))
-        if (status.counters.some(({ lastError }) => lastError !== null)) process.exitCode = 1
+        if (status.counters.some(({ lastError, problems }) => lastError !== null || problems.length > 0)) process.exitCode = 1
       }),
     )
 }
@@ -55,5 +55,6 @@ function describe({ counters, queues, oldestTransactionSeconds }: Status): strin
     '',
     `Oldest open transaction: ${seconds(oldestTransactionSeconds)}`,
     ...counters.flatMap(({ name, lastError, lastErrorAt }) => (lastError === null ? [] : [`\n${name} cannot go on since ${lastErrorAt}: ${lastError}`])),
+    ...counters.flatMap(({ name, problems }) => problems.map((problem) => `\n${name}: ${problem}`)),
   ].join('\n')
 }

@@ -1,24 +1,71 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+
+import type { Pool } from 'pg'
+
 import { PgtallyError } from '../errors.ts'
 import { query } from '../executor.ts'
-import type { Executor } from '../executor.ts'
+import type { Executor, Row } from '../executor.ts'
+import { audit } from './audit.ts'
+import type { AuditOptions } from './audit.ts'
 import type { Key } from './definition.ts'
+import type { Measurement } from './measure.ts'
+import { reconcile, reset } from './reconcile.ts'
+import type { ReconcileOptions } from './reconcile.ts'
 
 export interface ReadOptions {
   /** Read here instead of on the pool, for example inside a transaction. */
   executor?: Executor
+  /** The exact count at this moment, however far the worker is behind, with its parts. Reads through what is pending. Default false. */
+  fresh?: boolean
+  /** Give `bigint`s, for counts beyond 2^53 - 1. Default false. */
+  bigint?: boolean
 }
+
+type OptionOf<O, Name> = Name extends keyof O ? O[Name] : false
+// Both distribute: an option that may be either gives either.
+type NumberFor<Bigint> = Bigint extends true ? bigint : number
+type CountFor<Fresh, N extends number | bigint> = Fresh extends true ? FreshCount<N> : N
+
+/** What a read with these options gives: a number, and with `fresh` a `FreshCount`. */
+export type Count<O> = CountFor<OptionOf<O, 'fresh'>, NumberFor<OptionOf<O, 'bigint'>>>
+
+/** A count and what it is made of, all at one instant. */
+export interface FreshCount<N extends number | bigint = number> {
+  /** `stored + carried + pending` */
+  count: N
+  /** In the target. */
+  stored: N
+  /** Taken from the queue and not added yet, as the target's row is locked. */
+  carried: N
+  /** In the queue. */
+  pending: N
+}
+
+export interface WaitOptions<K> {
+  /** Wait for the count of this key only. Otherwise a row that is locked holds up the answer, whichever key it is of. */
+  key?: K
+  /** Default 10 000. */
+  timeoutMs?: number
+  /** Ends the wait with the signal's reason. */
+  signal?: AbortSignal
+}
+
+/** Stands for a transaction: its id, as text. */
+export type TransactionToken = string
+
+const waitIntervalMs = 10
 
 /** A counter by name: a handle that costs nothing and holds nothing. */
 export class Counter<K extends Key = Key> {
   readonly name: string
   readonly #schema: string
-  readonly #executor: Executor
+  readonly #pool: Pool
 
   /** @internal Use `tally.counters.NAME` or `tally.counter(NAME)`. */
-  constructor(name: string, schema: string, executor: Executor) {
+  constructor(name: string, schema: string, pool: Pool) {
     this.name = name
     this.#schema = schema
-    this.#executor = executor
+    this.#pool = pool
   }
 
   /**
@@ -28,6 +75,7 @@ export class Counter<K extends Key = Key> {
    * For counters without a source; where there is one, its rows are what counts.
    *
    * @param delta a whole number, negative to take away
+   * @returns the transaction's token, for `waitFor()`
    * @throws PgtallyError INVALID_EVENT (NULL or unsafe values, or the counter has a source), NOT_FOUND; errors of the server unwrapped
    *
    * @example
@@ -35,60 +83,149 @@ export class Counter<K extends Key = Key> {
    * await tally.counters.page_views.add(client, '/home')
    * ```
    */
-  async add(executor: Executor, key: K, delta: number | bigint = 1): Promise<void> {
+  async add(executor: Executor, key: K, delta: number | bigint = 1): Promise<TransactionToken> {
     if (typeof delta === 'number' && !Number.isSafeInteger(delta)) {
       throw new PgtallyError('INVALID_EVENT', `Counter "${this.name}": the delta ${delta} is no whole number that a number can hold exactly. Use an integer, or a bigint.`)
     }
-    await query(executor, `select ${this.#schema}.add_event($1::text, $2::text, $3::text::bigint)`, [this.name, keyText(this.name, key), String(delta)])
+    const [row] = await query<{ token: string }>(
+      executor,
+      `select ${this.#schema}.add_event($1::text, $2::text, $3::text::bigint)::text as token`,
+      [this.name, this.#keyText(key), String(delta)],
+    )
+    return row?.token ?? ''
   }
 
   /**
    * The stored count of `key`, and 0 where there is none. What has been committed in the last moments may not be in it yet.
    *
-   * @throws PgtallyError UNSAFE_COUNT when it is beyond 2^53 - 1 and `bigint` was not asked for; NOT_FOUND; errors of the server unwrapped
+   * With `fresh`, the exact count: all that is committed, and what the caller's own transaction has written, if that is given as `executor`.
+   *
+   * @throws PgtallyError UNSAFE_COUNT when it is beyond 2^53 - 1 and `bigint` was not asked for; NOT_FOUND; for fresh counts also OTHER_CLUSTER (after a
+   * restore), ISOLATION (in a REPEATABLE READ transaction more than a minute old); errors of the server unwrapped
+   *
+   * @example
+   * ```ts
+   * await tally.counters.post_likes.get(42) // 1041
+   * await tally.counters.post_likes.get(42, { fresh: true }) // { count: 1043, stored: 1041, carried: 0, pending: 2 }
+   * ```
    */
-  async get(key: K, options?: ReadOptions & { bigint?: false }): Promise<number>
-  async get(key: K, options: ReadOptions & { bigint: true }): Promise<bigint>
-  async get(key: K, options: ReadOptions & { bigint?: boolean } = {}): Promise<number | bigint> {
-    const counts = await this.#read([key], options)
-    const count = counts.get(key) ?? 0n
-    return options.bigint ? count : this.#safe(key, count)
+  async get<const O extends ReadOptions = Record<never, never>>(key: K, options?: O): Promise<Count<O>> {
+    const counts = await this.getMany([key], options)
+    return counts.get(key) as Count<O>
   }
 
-  /** The stored counts of `keys`, in one statement, by the keys as they were given; 0 where there is none. */
-  async getMany(keys: readonly K[], options?: ReadOptions & { bigint?: false }): Promise<Map<K, number>>
-  async getMany(keys: readonly K[], options: ReadOptions & { bigint: true }): Promise<Map<K, bigint>>
-  async getMany(keys: readonly K[], options: ReadOptions & { bigint?: boolean } = {}): Promise<Map<K, number> | Map<K, bigint>> {
-    const counts = await this.#read(keys, options)
-    if (options.bigint) return counts
-    return new Map([...counts].map(([key, count]) => [key, this.#safe(key, count)]))
-  }
-
-  async #read(keys: readonly K[], { executor = this.#executor }: ReadOptions): Promise<Map<K, bigint>> {
-    const texts = keys.map((key) => keyText(this.name, key))
-    const rows = await query<{ key: string; count: string }>(
+  /** As `get()` for several keys in one statement: the counts by the keys as they were given. */
+  async getMany<const O extends ReadOptions = Record<never, never>>(keys: readonly K[], options?: O): Promise<Map<K, Count<O>>> {
+    const { executor = this.#pool, fresh = false, bigint = false }: ReadOptions = options ?? {}
+    const texts = keys.map((key) => this.#keyText(key))
+    const parts = fresh ? (['stored', 'carried', 'pending'] as const) : (['count'] as const)
+    const rows = await query<Row & { key: string }>(
       executor,
-      `select key, count::text as count from ${this.#schema}.get_counts($1::text, $2::text[])`,
+      `select key, ${parts.map((part) => `${part}::text as ${part}`).join(', ')} from ${this.#schema}.${fresh ? 'get_fresh_counts' : 'get_counts'}($1::text, $2::text[])`,
       [this.name, texts],
     )
-    const found = new Map(rows.map(({ key, count }) => [key, BigInt(count)]))
-    return new Map(keys.map((key, index) => [key, found.get(texts[index] ?? '') ?? 0n]))
+    const found = new Map(rows.map((row) => [row.key, row]))
+    const counts = new Map<K, unknown>()
+    for (const [index, key] of keys.entries()) {
+      const row = found.get(texts[index] ?? '')
+      const numbers = parts.map((part) => BigInt((row?.[part] as string | undefined) ?? 0))
+      const count = this.#number(key, numbers.reduce((sum, number) => sum + number), bigint)
+      const [stored, carried, pending] = numbers.map((number) => this.#number(key, number, bigint))
+      counts.set(key, fresh ? { count, stored, carried, pending } : count)
+    }
+    return counts as Map<K, Count<O>>
   }
 
-  #safe(key: K, count: bigint): number {
+  /**
+   * Resolves when the stored count includes all that a transaction has written. Workers have to run for that.
+   *
+   * @param token from `add()`, or from `tally.transactionToken()` inside the transaction
+   * @throws PgtallyError TIMEOUT, INVALID_ARGUMENT (no token), NOT_FOUND, OTHER_CLUSTER
+   *
+   * @example
+   * ```ts
+   * const token = await tally.transactionToken(client)
+   * await client.query('commit')
+   * await tally.counters.post_likes.waitFor(token, { key: 42 })
+   * ```
+   */
+  async waitFor(token: TransactionToken, { key, timeoutMs = 10_000, signal }: WaitOptions<K> = {}): Promise<void> {
+    if (!/^\d{1,20}$/.test(token)) throw new PgtallyError('INVALID_ARGUMENT', `"${token}" is no transaction token. Take it from add() or transactionToken().`)
+    const deadline = performance.now() + timeoutMs
+    for (;;) {
+      signal?.throwIfAborted()
+      const [row] = await query<{ stored: string }>(
+        this.#pool,
+        `select ${this.#schema}.is_stored($1::text, $2::text::xid8, $3::text)::text as stored`,
+        [this.name, token, key === undefined ? null : this.#keyText(key)],
+      )
+      if (row?.stored === 'true') return
+      if (performance.now() > deadline) {
+        throw new PgtallyError('TIMEOUT', `Counter "${this.name}": the stored count did not include transaction ${token} within ${timeoutMs} ms. Is it committed, and does a worker run?`)
+      }
+      await sleep(waitIntervalMs, undefined, { signal })
+    }
+  }
+
+  /**
+   * Compares, key by key, the rows of the source with `stored + carried + pending`, each range of keys in one snapshot, while
+   * writers and workers go on.
+   *
+   * @throws PgtallyError NOT_FOUND, NOT_APPLICABLE (the counter has no source), INVALID_DEFINITION (source or target was dropped), OTHER_CLUSTER
+   *
+   * @example
+   * ```ts
+   * const { driftingKeys, drifts } = await tally.counters.post_likes.audit()
+   * ```
+   */
+  async audit({ keys, ...options }: AuditOptions<K> = {}): Promise<Measurement> {
+    return audit(this.#place, keys?.map((key) => this.#keyText(key)), options)
+  }
+
+  /**
+   * Audits and corrects each drift it finds, by a delta of that size, which workers add like any other; counts are never overwritten. Range by
+   * range, each in one transaction: interrupted at any point, what is done is right, and the next call goes on from there. Writers and workers go on.
+   *
+   * @returns what was corrected: the drifts as they were before
+   * @throws PgtallyError as `audit()`
+   */
+  async reconcile({ keys, ...options }: ReconcileOptions<K> = {}): Promise<Measurement> {
+    return reconcile(this.#place, keys?.map((key) => this.#keyText(key)), options)
+  }
+
+  /**
+   * Sets the count of `key` back to 0: what has been added so far is taken back, what is added from now on counts. For counters without a source.
+   *
+   * @throws PgtallyError NOT_FOUND, NOT_APPLICABLE (it counts the rows of a source), OTHER_CLUSTER
+   */
+  async reset(key: K): Promise<void> {
+    await reset(this.#place, [this.#keyText(key)])
+  }
+
+  /** `reset()` for every key, in ranges, each at its own instant. */
+  async resetAll(): Promise<void> {
+    await reset(this.#place, undefined)
+  }
+
+  get #place() {
+    return { pool: this.#pool, schema: this.#schema, name: this.name }
+  }
+
+  #number(key: K, count: bigint, bigint: boolean): number | bigint {
+    if (bigint) return count
     const number = Number(count)
     if (!Number.isSafeInteger(number)) {
       throw new PgtallyError('UNSAFE_COUNT', `Counter "${this.name}": the count of ${key}, ${count}, is beyond what a number can hold. Read it with { bigint: true }.`)
     }
     return number
   }
-}
 
-function keyText(counterName: string, key: Key): string {
-  // Callers without types pass null and undefined, too.
-  const valid = typeof key === 'string' || typeof key === 'bigint' || Number.isSafeInteger(key)
-  if (!valid) {
-    throw new PgtallyError('INVALID_EVENT', `Counter "${counterName}": ${String(key)} cannot be a key. Use a string, a bigint or a whole number.`)
+  #keyText(key: Key): string {
+    // Callers without types pass null and undefined, too.
+    const valid = typeof key === 'string' || typeof key === 'bigint' || Number.isSafeInteger(key)
+    if (!valid) {
+      throw new PgtallyError('INVALID_EVENT', `Counter "${this.name}": ${String(key)} cannot be a key. Use a string, a bigint or a whole number.`)
+    }
+    return String(key)
   }
-  return String(key)
 }

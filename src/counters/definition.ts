@@ -16,6 +16,7 @@ const definitionSchema = z.strictObject({
   keyType: z.enum(keyTypes).optional(),
   queue: name.optional(),
   rotationPeriodMs: z.int().min(1000).optional(),
+  retainMs: z.int().min(0).optional(),
 })
 
 /** What a counter counts, and where the count is stored. Table names may be qualified: `app.likes`. */
@@ -38,8 +39,10 @@ export interface CounterDefinition {
   keyType?: KeyType | undefined
   /** Follow the queue of this other counter, at a pace of its own, instead of having a source. */
   queue?: string | undefined
-  /** How long writers stay in one of the queue's three slots, in ms. Events take up space for two to three times that. Default: 300 000. */
+  /** How long writers stay in one of the queue's three slots, in ms. Events take up space for two to three times that. Default: 300 000, or `retainMs` if that is more. */
   rotationPeriodMs?: number | undefined
+  /** How long events are kept at least after they were applied, in ms, for consumers that want to read again. At most `rotationPeriodMs`. Default: 0. */
+  retainMs?: number | undefined
 }
 
 /** The arguments of the SQL function create_counter(), by name. */
@@ -51,7 +54,7 @@ export function createCounterArguments(counterName: string, definition: CounterD
   if (!parsed.success) {
     throw new PgtallyError('INVALID_DEFINITION', `Counter "${counterName}": ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`)
   }
-  const { source, target, onMissing, keyType, queue, rotationPeriodMs } = parsed.data
+  const { source, target, onMissing, keyType, queue, rotationPeriodMs, retainMs } = parsed.data
   return {
     counter_name: counterName,
     source: source?.table,
@@ -64,8 +67,13 @@ export function createCounterArguments(counterName: string, definition: CounterD
     on_missing: onMissing,
     key_type: keyType,
     queue,
-    rotation_period: rotationPeriodMs === undefined ? undefined : `${rotationPeriodMs} milliseconds`,
+    rotation_period: interval(rotationPeriodMs),
+    retain: interval(retainMs),
   }
+}
+
+function interval(ms: number | undefined): string | undefined {
+  return ms === undefined ? undefined : `${ms} milliseconds`
 }
 
 /** A value that can be a key: `bigint` columns take all three, `uuid` and `text` strings. */

@@ -3,6 +3,8 @@ import type { Pool } from 'pg'
 import { translateDefinitionError } from '../errors.ts'
 import { requireInstalled } from '../install/install.ts'
 import { inLockingTransaction } from '../transaction.ts'
+import { backfill } from './reconcile.ts'
+import type { MeasureOptions } from './measure.ts'
 import { createCounterArguments } from './definition.ts'
 import type { CounterDefinition } from './definition.ts'
 
@@ -13,10 +15,22 @@ const argumentTypes: Readonly<Record<string, string>> = {
   target_key: 'text::name',
   target_column: 'text::name',
   rotation_period: 'text::interval',
+  retain: 'text::interval',
+}
+
+export interface CreateCounterOptions extends MeasureOptions {
+  /** Count the rows that are there already, or leave that to a later `reconcile()`. Default true. */
+  backfill?: boolean | undefined
 }
 
 /** @throws PgtallyError INVALID_DEFINITION, DEFINITION_CONFLICT, NOT_FOUND, PERMISSION_DENIED, LOCK_TIMEOUT, NOT_INSTALLED */
-export async function createCounter(pool: Pool, schema: string, name: string, definition: CounterDefinition): Promise<boolean> {
+export async function createCounter(
+  pool: Pool,
+  schema: string,
+  name: string,
+  definition: CounterDefinition,
+  { backfill: wanted = true, ...options }: CreateCounterOptions = {},
+): Promise<boolean> {
   const given = Object.entries(createCounterArguments(name, definition)).filter(([, value]) => value !== undefined)
   // Named arguments: what is not given keeps the function's own default.
   const list = given.map(([argument], index) => `${argument} => $${index + 1}::${argumentTypes[argument] ?? 'text'}`).join(', ')
@@ -24,6 +38,8 @@ export async function createCounter(pool: Pool, schema: string, name: string, de
   try {
     await requireInstalled(pool, schema)
     const { rows } = await inLockingTransaction(pool, (client) => client.query<{ created: string }>(text, given.map(([, value]) => value)))
+    // Also when the process that created it did not come to that.
+    if (wanted) await backfill({ pool, schema, name }, options)
     return rows[0]?.created === 'true'
   } catch (error) {
     throw translateDefinitionError(error)

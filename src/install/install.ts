@@ -55,7 +55,7 @@ async function installInTransaction(client: PoolClient, schema: string, files: S
   for (const { name, definition } of files.functions) await replaceFunction(client, schema, name, definition)
   await dropOtherFunctions(client, schema)
   // A function may be called by everyone unless that is taken back; the triggers' functions need no such right.
-  await client.query(`revoke all on all functions in schema ${schema} from public`)
+  await client.query(`revoke all on all routines in schema ${schema} from public`)
   await client.query(`delete from ${schema}.installation`)
   await client.query(`insert into ${schema}.installation (schema_version, functions_hash) values ($1, $2)`, [to, files.functionsHash])
   return { from, to }
@@ -162,7 +162,7 @@ async function replaceFunction(client: PoolClient, schema: string, name: string,
 
 /** What an older version had: whatever this transaction has not written. Not the sources' trigger functions, which are made for each. */
 async function dropOtherFunctions(client: PoolClient, schema: string): Promise<void> {
-  await dropFunctions(client, schema, `prokind = 'f' and proname !~ '^source_[0-9]' and age(xmin) > 0`, [])
+  await dropFunctions(client, schema, `prokind in ('f', 'p') and proname !~ '^source_[0-9]' and age(xmin) > 0`, [])
 }
 
 async function dropFunctions(client: PoolClient, schema: string, condition: string, values: readonly unknown[]): Promise<void> {
@@ -170,7 +170,7 @@ async function dropFunctions(client: PoolClient, schema: string, condition: stri
     `select oid::regprocedure::text as signature from pg_catalog.pg_proc where pronamespace = $1::text::regnamespace and ${condition}`,
     [schema, ...values],
   )
-  for (const { signature } of rows) await client.query(`drop function ${signature}`)
+  for (const { signature } of rows) await client.query(`drop routine ${signature}`)
 }
 
 async function readSqlFiles(schema: string): Promise<SqlFiles> {

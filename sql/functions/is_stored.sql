@@ -1,0 +1,33 @@
+-- is_stored(counter_name, txid, key): whether the stored counts include all that the transaction has emitted to the counter's queue, or
+-- where a key is given, the stored count of that key.
+--
+-- False while the transaction is in progress; true for one that was rolled back. The counter's boundary moves with events only,
+-- so it may lie before a transaction that emitted none; then nothing older than that must be pending. What may still be carried is what
+-- was carried when the counter first went past the transaction, by the time of the server's clock.
+--
+-- Errors: TL001 when there is no such counter; TL005 as pending_query(); 22P02 when the key is not of the queue's type.
+create or replace function pgtally.is_stored(counter_name text, txid xid8, key text default null) returns boolean
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+declare
+    counter constant pgtally.counter := pgtally.require_counter(counter_name);
+    pending_query constant text := pgtally.pending_query(counter);
+    taken_at timestamptz;
+    waiting boolean;
+begin
+    select min(b.finished_at) into taken_at from pgtally.batch b
+    where b.consumer_id = counter.counter_id and pg_visible_in_snapshot(txid, b.end_boundary);
+    if taken_at is null then
+        if not pg_visible_in_snapshot(txid, pg_current_snapshot()) then
+            return false;
+        end if;
+        execute format('select exists (select from (%s) e where ev_txid <= $1)', pending_query) into waiting using txid;
+        if waiting then
+            return false;
+        end if;
+    end if;
+    execute format('select exists (select from pgtally.carry_%s where since <= $1 and ($2 is null or key = $2::%s))',
+        counter.counter_id, pgtally.key_type(counter))
+    into waiting using coalesce(taken_at, clock_timestamp()), key;
+    return not waiting;
+end
+$$;

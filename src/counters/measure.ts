@@ -1,0 +1,110 @@
+import type { Pool } from 'pg'
+
+import { query } from '../executor.ts'
+import type { Row } from '../executor.ts'
+import { inTransaction } from '../transaction.ts'
+
+/** The counts of a key in one snapshot, where `source` is not `stored + carried + pending`. */
+export interface Drift {
+  key: string
+  /** Rows of the source, or their sum; or the column that the counter was held against. */
+  source: number
+  /** In the target. */
+  stored: number
+  /** Taken from the queue and not added yet. */
+  carried: number
+  /** In the queue. */
+  pending: number
+  /** `source - (stored + carried + pending)`. */
+  drift: number
+}
+
+/** What was compared. */
+export interface Measurement {
+  counter: string
+  checkedKeys: number
+  driftingKeys: number
+  /** The first thousand drifting keys. */
+  drifts: Drift[]
+}
+
+export interface MeasureProgress {
+  counter: string
+  checkedKeys: number
+  driftingKeys: number
+  /** About how many keys there are, by the server's statistics; null where it has none. */
+  estimatedKeys: number | null
+}
+
+export interface MeasureOptions {
+  /** Told after each range of keys. */
+  onProgress?: (progress: MeasureProgress) => void
+  /** Ends it with the signal's reason, between two ranges of keys. */
+  signal?: AbortSignal
+}
+
+/** A row of the SQL functions that measure, as JSON. */
+export interface MeasuredRange {
+  last_key?: string | null
+  checked_keys: number
+  drifting_keys: number
+  drifting?: Record<'key' | 'source' | 'stored' | 'carried' | 'pending', string>[]
+}
+
+const listedDrifts = 1000
+// Long enough that the time goes to counting, short enough that a snapshot holds back nothing.
+const rangeMs = 250
+const firstRangeKeys = 1000
+const longestRangeKeys = 100_000
+
+/** Calls a SQL function that returns one row, in a transaction of its own. */
+export async function callMeasuring(pool: Pool, call: string, values: readonly unknown[]): Promise<MeasuredRange> {
+  // As JSON text, which no type parser of the caller's changes.
+  const [row] = await inTransaction(pool, (client) => query<Row & { result: string }>(client, `select row_to_json(m)::text as result from ${call} m`, values))
+  return JSON.parse(row?.result ?? '') as MeasuredRange
+}
+
+/** Measures range by range, of as many keys as take about a quarter of a second. `next` is given the last key of the range before. */
+export async function measureRanges(
+  counter: string,
+  estimatedKeys: number | null,
+  { onProgress, signal }: MeasureOptions,
+  next: (after: string | null, maxKeys: number) => Promise<MeasuredRange>,
+): Promise<Measurement> {
+  const measurement: Measurement = { counter, checkedKeys: 0, driftingKeys: 0, drifts: [] }
+  let after: string | null = null
+  let maxKeys = firstRangeKeys
+  do {
+    signal?.throwIfAborted()
+    const startedAt = performance.now()
+    const range = await next(after, maxKeys)
+    const took = performance.now() - startedAt
+    addTo(measurement, range)
+    onProgress?.({ counter, checkedKeys: measurement.checkedKeys, driftingKeys: measurement.driftingKeys, estimatedKeys })
+    maxKeys = Math.round(Math.min(Math.max(maxKeys * Math.min(rangeMs / took, 4), 1), longestRangeKeys))
+    after = range.last_key ?? null
+  } while (after !== null)
+  return measurement
+}
+
+export function measurementOf(counter: string, range: MeasuredRange): Measurement {
+  const measurement: Measurement = { counter, checkedKeys: 0, driftingKeys: 0, drifts: [] }
+  addTo(measurement, range)
+  return measurement
+}
+
+function addTo(measurement: Measurement, { checked_keys, drifting_keys, drifting = [] }: MeasuredRange): void {
+  measurement.checkedKeys += checked_keys
+  measurement.driftingKeys += drifting_keys
+  for (const found of drifting.slice(0, listedDrifts - measurement.drifts.length)) {
+    const [source, stored, carried, pending] = [BigInt(found.source), BigInt(found.stored), BigInt(found.carried), BigInt(found.pending)]
+    measurement.drifts.push({
+      key: found.key,
+      source: Number(source),
+      stored: Number(stored),
+      carried: Number(carried),
+      pending: Number(pending),
+      drift: Number(source - stored - carried - pending),
+    })
+  }
+}

@@ -1,0 +1,43 @@
+import { query } from '../executor.ts'
+import { inTransaction } from '../transaction.ts'
+import { estimatedKeys } from './audit.ts'
+import type { CounterPlace } from './audit.ts'
+import { callMeasuring, measureRanges, measurementOf } from './measure.ts'
+import type { MeasureOptions, Measurement } from './measure.ts'
+
+export interface ReconcileOptions<K> extends MeasureOptions {
+  /** Only these keys. */
+  keys?: readonly K[] | undefined
+  /** Begin with the first key, where an earlier reconciliation was interrupted and this one would go on with it. Default false. */
+  restart?: boolean | undefined
+}
+
+export async function reconcile({ pool, schema, name }: CounterPlace, keys: readonly string[] | undefined, { restart = false, ...options }: Omit<ReconcileOptions<never>, 'keys'>): Promise<Measurement> {
+  if (keys !== undefined) return measurementOf(name, await callMeasuring(pool, `${schema}.reconcile_keys($1::text, $2::text[])`, [name, keys]))
+  const [begun] = await inTransaction(pool, (client) =>
+    query<{ id: string }>(client, `select ${schema}.begin_reconciliation($1::text, $2::bool)::text as id`, [name, restart]),
+  )
+  return measureRanges(name, await estimatedKeys({ pool, schema, name }), options, (_, maxKeys) =>
+    callMeasuring(pool, `${schema}.reconcile_range($1::text::bigint, $2::int4)`, [begun?.id, maxKeys]),
+  )
+}
+
+/** Counts what the source of a new counter holds already, unless that has been done. */
+export async function backfill(place: CounterPlace, options: MeasureOptions): Promise<void> {
+  const { pool, schema, name } = place
+  const [unfinished] = await query(
+    pool,
+    `select r.reason from ${schema}.reconciliation r join ${schema}.counter k using (counter_id) where k.name = $1::text and r.reason = 'backfill'`,
+    [name],
+  )
+  if (unfinished !== undefined) await reconcile(place, undefined, options)
+}
+
+/** Sets counts back to 0. */
+export async function reset({ pool, schema, name }: CounterPlace, keys: readonly string[] | undefined): Promise<void> {
+  if (keys !== undefined) {
+    await inTransaction(pool, (client) => query(client, `select ${schema}.reset_keys($1::text, $2::text[])::text`, [name, keys]))
+    return
+  }
+  await measureRanges(name, null, {}, (after, maxKeys) => callMeasuring(pool, `${schema}.reset_range($1::text, $2::text, $3::int4)`, [name, after, maxKeys]))
+}
