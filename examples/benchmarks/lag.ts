@@ -4,9 +4,9 @@ import pg from 'pg'
 
 import { print, quantile, startWorker } from './bench.ts'
 import type { Bench } from './bench.ts'
+import { paceLikes } from './load.ts'
 
 const likesPerSecond = 5000
-const connections = 16
 const posts = 100_000
 const probe = 0
 
@@ -23,39 +23,15 @@ export async function benchLag(bench: Bench): Promise<void> {
 
   const duration = bench.seconds * 4000
   const began = performance.now()
-  const end = began + duration
-  const [sent, lags] = await Promise.all([paceLikes(bench, began, end), probeLag(bench, end)])
+  const like = (client: pg.Client) => {
+    const post = Math.random() < 0.5 ? 1 : 1 + Math.floor(Math.random() * posts)
+    return client.query(`insert into lag_likes values ($1, nextval('lag_users'))`, [post])
+  }
+  const [sent, lags] = await Promise.all([paceLikes(bench, likesPerSecond, like, AbortSignal.timeout(duration)), probeLag(bench, began + duration)])
   if (worker.exitCode !== null) throw new Error('The worker ended before its time')
   const ms = (q: number) => `${quantile(lags, q).toFixed(0)} ms`
   print(`Lag at ${Math.round(sent / (duration / 1000))} likes/s (asked for: ${likesPerSecond}), half of them on one post, ${lags.length} samples`)
   print(`  median ${ms(0.5)}, p95 ${ms(0.95)}, p99 ${ms(0.99)}, max ${ms(1)}\n`)
-}
-
-/** Sends likes on time, not as soon as the last one is through, so a slow moment is not hidden by sending less. */
-async function paceLikes({ connectionString }: Bench, began: number, end: number): Promise<number> {
-  const clients = await Promise.all(
-    Array.from({ length: connections }, async () => {
-      const client = new pg.Client({ connectionString })
-      await client.connect()
-      return client
-    }),
-  )
-  let sent = 0
-  await Promise.all(
-    clients.map(async (client) => {
-      for (;;) {
-        const due = began + (sent / likesPerSecond) * 1000
-        if (due > end) return
-        sent++
-        const early = due - performance.now()
-        if (early > 0) await sleep(early)
-        const post = Math.random() < 0.5 ? 1 : 1 + Math.floor(Math.random() * posts)
-        await client.query(`insert into lag_likes values ($1, nextval('lag_users'))`, [post])
-      }
-    }),
-  )
-  await Promise.all(clients.map((client) => client.end()))
-  return sent
 }
 
 /** Likes a post that nobody else likes, and looks until its count includes that. */

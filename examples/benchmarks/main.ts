@@ -2,13 +2,24 @@ import { Command, Option } from 'commander'
 
 import { wholeNumber } from '../../src/cli/command.ts'
 import { benchApply } from './apply.ts'
+import { benchAudit } from './audit.ts'
+import { benchBackfill } from './backfill.ts'
 import { withBench } from './bench.ts'
+import { benchFresh } from './fresh.ts'
 import { benchIdle } from './idle.ts'
 import { benchLag } from './lag.ts'
 import { benchWrite } from './write.ts'
 
 // The idle one first: after the others, autovacuum has work, and takes transaction ids.
-const benchmarks = { idle: benchIdle, lag: benchLag, write: benchWrite, apply: benchApply }
+const benchmarks = {
+  idle: benchIdle,
+  lag: benchLag,
+  write: benchWrite,
+  apply: benchApply,
+  fresh: benchFresh,
+  backfill: benchBackfill,
+  audit: benchAudit,
+}
 
 interface Options {
   databaseUrl?: string

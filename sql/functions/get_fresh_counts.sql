@@ -5,29 +5,37 @@
 -- Reads through the counter's pending events, so it takes longer the more there are.
 --
 -- Errors: TL001 when there is no such counter; TL004 in a REPEATABLE READ or SERIALIZABLE transaction so old that events which were
--- pending for it may be gone; TL005 as pending_query(); 22P02 when a key is not of the queue's type.
+-- pending for it may be gone; TL005 as require_own_cluster(); 22P02 when a key is not of the queue's type.
 create or replace function pgtally.get_fresh_counts(counter_name text, keys text[])
 returns table (key text, stored bigint, carried bigint, pending bigint)
 language plpgsql stable
--- The slots have no statistics, without which the planner would read them whole.
-set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
+-- The slots have no statistics, without which the planner would read them whole, and sort what it finds.
+set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off as $$
 #variable_conflict use_column
 declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
+    consumer constant pgtally.consumer := (select c from pgtally.consumer c where c.consumer_id = counter.counter_id);
 begin
-    perform pgtally.require_young_snapshot(counter);
+    perform pgtally.require_own_cluster(consumer);
+    if current_setting('transaction_isolation') in ('repeatable read', 'serializable') then
+        perform pgtally.require_young_snapshot(consumer.queue_id);
+    end if;
     return query execute format(
-        'select given.key, coalesce(t.count, 0)::bigint, coalesce(c.delta, 0), coalesce(p.delta, 0)
+        'select given.key, coalesce(parts.stored, 0), coalesce(parts.carried, 0), coalesce(parts.pending, 0)
         from unnest($1, $1::%1$s[]) given(key, typed)
-        left join (select %2$I as key, %3$I as count from %4$s where %2$I = any ($1::%1$s[])) t on t.key = given.typed
         left join (
-            select key, pgtally.sum_delta(delta) as delta from pgtally.carry_%5$s where key = any ($1::%1$s[]) group by key
-        ) c on c.key = given.typed
-        left join (
-            select ev_key as key, pgtally.sum_delta(ev_delta) as delta from (%6$s) e where ev_key = any ($1::%1$s[]) group by ev_key
-        ) p on p.key = given.typed',
+            select key, pgtally.sum_delta(stored) as stored, pgtally.sum_delta(carried) as carried, pgtally.sum_delta(pending) as pending
+            from (
+                select %2$I::%1$s as key, coalesce(%3$I, 0)::bigint as stored, 0::bigint as carried, 0::bigint as pending
+                from %4$s where %2$I = any ($1::%1$s[])
+                union all select key, 0, delta, 0 from pgtally.carry_%5$s where key = any ($1::%1$s[])
+                union all select ev_key, 0, 0, pgtally.sum_delta(ev_delta) from (%6$s) e where ev_key = any ($1::%1$s[]) group by ev_key
+            ) all_parts
+            group by key
+        ) parts on parts.key = given.typed',
         pgtally.key_type(counter), counter.target_key, counter.target_column, counter.target_table, counter.counter_id,
-        pgtally.pending_query(counter))
+        -- In a stable function, position and events are seen in one snapshot.
+        pgtally.events_query(consumer.queue_id, (pgtally.consumer_position(counter.counter_id)).end_boundary, null))
     using keys;
 end
 $$;

@@ -5,22 +5,25 @@
 -- so it may lie before a transaction that emitted none; then nothing older than that must be pending. What may still be carried is what
 -- was carried when the counter first went past the transaction, by the time of the server's clock.
 --
--- Errors: TL001 when there is no such counter; TL005 as pending_query(); 22P02 when the key is not of the queue's type.
+-- Errors: TL001 when there is no such counter; TL005 as require_own_cluster(); 22P02 when the key is not of the queue's type.
 create or replace function pgtally.is_stored(counter_name text, txid xid8, key text default null) returns boolean
 language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off as $$
 declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
-    pending_query constant text := pgtally.pending_query(counter);
+    consumer constant pgtally.consumer := (select c from pgtally.consumer c where c.consumer_id = counter.counter_id);
     taken_at timestamptz;
     waiting boolean;
 begin
+    perform pgtally.require_own_cluster(consumer);
     select min(b.finished_at) into taken_at from pgtally.batch b
     where b.consumer_id = counter.counter_id and pg_visible_in_snapshot(txid, b.end_boundary);
     if taken_at is null then
         if not pg_visible_in_snapshot(txid, pg_current_snapshot()) then
             return false;
         end if;
-        execute format('select exists (select from (%s) e where ev_txid <= $1)', pending_query) into waiting using txid;
+        execute format('select exists (select from (%s) e where ev_txid <= $1)',
+            pgtally.events_query(consumer.queue_id, (pgtally.consumer_position(counter.counter_id)).end_boundary, null))
+        into waiting using txid;
         if waiting then
             return false;
         end if;

@@ -1,7 +1,7 @@
 -- measure(counter, keys, after_key, last_key, against, correcting): compares source and counts of these keys, or of this range of keys, and
 -- corrects the difference if so asked.
 --
--- TRUNCATE, by the application or by rotate(), does not respect older snapshots: so everything is locked first, against that
+-- TRUNCATE, by the application or by rotate(), does not respect older snapshots: so the tables are locked first, against that
 -- and nothing else (ACCESS SHARE), and the snapshot is that of a later statement. Batches go on meanwhile, since position
 -- and events come from that one snapshot.
 --
@@ -32,8 +32,7 @@ begin
         raise exception 'Counter "%": its source table was dropped', counter.name
             using errcode = 'TL003', hint = 'Drop the counter, too; if there is a new table, create the counter again for that.';
     end if;
-    execute format('lock table %s in access share mode', concat_ws(', ', format('pgtally.event_%s', queue),
-        format('pgtally.carry_%s', counter.counter_id), counter.target_table, source::regclass));
+    execute format('lock table %s in access share mode', concat_ws(', ', format('pgtally.event_%s', queue), counter.target_table, source::regclass));
 
     execute format(
         'with measured as materialized (
