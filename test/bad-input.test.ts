@@ -95,6 +95,8 @@ const refused: [what: string, definition: CounterDefinition, code: PgtallyErrorC
   ['a source and a queue', { source, queue: 'nowhere' }, 'INVALID_DEFINITION', /source.*queue/],
   ['a wrong onMissing', { source, onMissing: 'ignore' as 'drop' }, 'INVALID_DEFINITION', /onMissing/],
   ['a short rotation period', { source, rotationPeriodMs: 10 }, 'INVALID_DEFINITION', /rotationPeriodMs/],
+  ['events to be kept longer than a slot is written', { source, rotationPeriodMs: 2000, retainMs: 3000 }, 'INVALID_DEFINITION', /"refused: .*00:00:03.*00:00:02/],
+  ['events to be kept for less than no time', { source, retainMs: -1 }, 'INVALID_DEFINITION', /retainMs/],
   ['a misspelt option', { source, onMising: 'drop' } as CounterDefinition, 'INVALID_DEFINITION', /onMising/],
 ]
 

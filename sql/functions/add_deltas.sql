@@ -5,6 +5,10 @@
 -- added with a later call. A transaction that waits for nothing cannot be part of a deadlock. (on_missing = insert may
 -- wait for another transaction that is inserting the same key; for 50 ms, then the delta is carried.)
 --
+-- SKIP LOCKED of the server has a gap: where a row's updater commits between the look at the row and the look at the lock, and the new
+-- version has been updated already, it waits for that (heap_lock_updated_tuple), while it holds rows that the updater may want next. So
+-- lock_timeout ends that, well before anyone's deadlock_timeout (1 s by default): the batch fails with 55P03 and is to be tried again.
+--
 -- Statement by statement, each with its own snapshot (READ COMMITTED): once a row is locked, its newest version is the
 -- one that the later statements see. A row that could not be locked but is found by a later look without a lock is in
 -- someone else's hands, or was inserted in between: carried. One that is not found either is missing.
@@ -15,7 +19,7 @@
 --
 -- Returns the number of carried keys and of events dropped for want of a row.
 --
--- Errors: TL003 when the target was dropped; TL008 when a row is missing and on_missing says error; whatever the target's constraints and triggers raise.
+-- Errors: TL003 when the target was dropped; TL008 when a row is missing and on_missing says error; 55P03 seldom, then try again; whatever the target's constraints and triggers raise.
 create or replace function pgtally.add_deltas(
     counter pgtally.counter, keys anyarray, deltas bigint[], events bigint[], out carried integer, out dropped_events bigint
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
@@ -29,20 +33,22 @@ declare
     missing_keys keys%type := '{}';
     inserted_keys keys%type := '{}';
     carry_exists boolean;
+    lock_timeout constant text := current_setting('lock_timeout');
 begin
     carried := 0;
     dropped_events := 0;
-    if not exists (select from pg_class where oid = counter.target_table) then
-        raise exception 'Counter "%": its target table was dropped', counter.name
-            using errcode = 'TL003', hint = 'Drop the counter, too; if there is a new table, create the counter again for that.';
-    end if;
+    perform pgtally.require_table(counter.name, 'target', counter.target_table);
 
+    -- An ALTER TABLE is waited for as before.
+    execute format('lock table only %s in row share mode', target);
+    perform set_config('lock_timeout', '50ms', true);
     execute format(
         'select coalesce(array_agg(key), ''{}'') from (
             select t.%2$I::%3$s as key from %1$s t where t.%2$I = any ($1) for no key update skip locked
         ) locked',
         target, counter.target_key, key_type)
     into locked_keys using keys;
+    perform set_config('lock_timeout', lock_timeout, true);
 
     if cardinality(locked_keys) < cardinality(keys) then
         other_keys := array(select unnest(keys) except select unnest(locked_keys));

@@ -8,17 +8,21 @@ create or replace function pgtally.audit(counter_name text, against name default
 returns table (key text, source bigint, stored bigint, carried bigint, pending bigint)
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
-    -- No more keys than measure() lists.
-    max_keys constant integer := 1000;
-    part record;
+    counter constant pgtally.counter := pgtally.require_counter(counter_name);
     after_key text;
+    last_key text;
 begin
+    perform pgtally.require_against(counter, against);
     loop
-        select * into part from pgtally.audit_range(counter_name, after_key, max_keys, against);
+        perform pgtally.lock_measured(counter);
+        last_key := pgtally.next_range(counter, after_key, 10000);
+        -- Not by audit_range(), which lists the first thousand of a range only.
         return query
-        select d.* from jsonb_to_recordset(part.drifting) d(key text, source bigint, stored bigint, carried bigint, pending bigint);
-        exit when part.last_key is null;
-        after_key := part.last_key;
+        select d.*
+        from pgtally.measure(counter, null, after_key, last_key, against, false, null) m,
+            lateral jsonb_to_recordset(m.drifting) d(key text, source bigint, stored bigint, carried bigint, pending bigint);
+        exit when last_key is null;
+        after_key := last_key;
     end loop;
 end
 $$;

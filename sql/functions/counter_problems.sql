@@ -1,20 +1,28 @@
 -- counter_problems(counter_name): what keeps the counter from being exact, or from going on; one text for each, with the remedy.
 --
--- Looks at definitions and triggers only; what has gone wrong with rows is found by an audit.
+-- Looks at definitions and triggers only; what has gone wrong with rows is found by an audit. Waits for nobody: of a table that
+-- is locked, or that the caller may not read, it says only what the catalog knows.
 --
 -- Errors: TL001 when there is no such counter.
 create or replace function pgtally.counter_problems(counter_name text) returns text[]
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp set lock_timeout = '10ms' as $$
 declare
+    whole_numbers constant text[] := array['smallint', 'integer', 'bigint'];
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
     consumer constant pgtally.consumer := (select c from pgtally.consumer c where c.consumer_id = counter.counter_id);
+    queue constant pgtally.queue := (select q from pgtally.queue q where q.queue_id = consumer.queue_id);
+    own_cluster constant bigint := pgtally.system_identifier();
     source constant pgtally.source := (select s from pgtally.source s where s.queue_id = consumer.queue_id);
     unfinished constant pgtally.reconciliation := (select r from pgtally.reconciliation r where r.counter_id = counter.counter_id);
     reconcile constant text := format('pgtally reconcile %s', quote_ident(counter_name));
     problems text[] := '{}';
+    change text;
+    key_type text;
     silent_tables text;
+    left_tables text;
 begin
-    if consumer.system_identifier <> pgtally.system_identifier() then
+    -- Its own or that of another consumer, whose events there are then, too.
+    if exists (select from pgtally.consumer c where c.queue_id = queue.queue_id and c.system_identifier <> own_cluster) then
         problems := array_append(problems, 'Its position is another database cluster''s: the database was restored or upgraded. Events are kept. Run: pgtally rebase');
     end if;
     if unfinished.after_key is not null then
@@ -30,11 +38,20 @@ begin
         problems := array_append(problems, 'Detached: its source table was dropped. Drop the counter; if there is a new table, create it again for that.');
     elsif source.source_table is not null then
         begin
-            execute format('select %I, %s from %s where %s limit 0',
-                source.source_key, coalesce(source.sum_expression, '1'), source.source_table, coalesce(source.where_condition, 'true'));
-        exception when undefined_column or undefined_function or datatype_mismatch then
-            problems := array_append(problems, format('Its source %s has changed, so that writes to it fail: %s. Drop the counter and create it again.', source.source_table, sqlerrm));
+            key_type := pgtally.require_key_column(counter_name, source.source_table, source.source_key);
+            execute format('select (%s)::int8 from %s where %s limit 0',
+                coalesce(source.sum_expression, '1'), source.source_table, coalesce(source.where_condition, 'true'));
+        exception
+            when lock_not_available or insufficient_privilege then null;
+            -- Whatever it is: a column, type or function that is gone, renamed or another.
+            when others then change := sqlerrm;
         end;
+        if change is not null then
+            problems := array_append(problems, format('Its source %s has changed, so that writes to it fail: %s. Drop the counter and create it again.', source.source_table, change));
+        elsif key_type <> queue.key_type and array_position(whole_numbers, key_type) < array_position(whole_numbers, queue.key_type) is not true then
+            problems := array_append(problems, format('The keys of its source %s have become %s, and its queue holds %s: writes with other keys fail. Drop the counter and create it again.',
+                source.source_table, key_type, queue.key_type));
+        end if;
         select string_agg(c.oid::regclass::text, ', ' order by c.oid) into silent_tables
         from unnest(source.tables) t(oid) join pg_class c using (oid)
         where (
@@ -46,16 +63,28 @@ begin
             problems := array_append(problems, format('Triggers are missing or disabled on %s: what is written there is not counted. Enable them, '
                 'or drop the counter and create it again; then run: %s', silent_tables, reconcile));
         end if;
+        select string_agg(distinct g.tgrelid::regclass::text, ', ') into left_tables
+        from pg_trigger g join pg_proc p on p.oid = g.tgfoid
+        where p.proname like format('source\_%s\_%%', source.queue_id) and p.pronamespace = (select relnamespace from pg_class where oid = 'pgtally.queue'::regclass)
+            and g.tgrelid <> all (source.tables);
+        if left_tables is not null then
+            problems := array_append(problems, format('Not of its source any more, but with its triggers: %s. What is written there is counted. Drop the triggers; then run: %s',
+                left_tables, reconcile));
+        end if;
     end if;
 
     if not exists (select from pg_class where oid = counter.target_table) then
         problems := array_append(problems, 'Detached: its target table was dropped. Drop the counter; if there is a new table, create it again for that.');
     else
         begin
-            perform pgtally.require_key_column(counter_name, counter.target_table, counter.target_key);
+            key_type := pgtally.require_key_column(counter_name, counter.target_table, counter.target_key);
             perform pgtally.require_target(counter_name, counter.target_table, counter.target_key, counter.target_column);
+            if key_type <> queue.key_type and not (key_type = any (whole_numbers) and queue.key_type = any (whole_numbers)) then
+                raise exception 'Counter "%": the keys of % are %, and those of its queue %', counter_name, counter.target_table, key_type, queue.key_type
+                    using errcode = 'TL003';
+            end if;
         exception when sqlstate 'TL003' then
-            problems := array_append(problems, format('Detached, its events wait: %s. Mend that, or drop the counter and create it again.', sqlerrm));
+            problems := array_append(problems, format('Its target has changed, and what cannot be added waits: %s. Mend that, or drop the counter and create it again.', sqlerrm));
         end;
     end if;
     return problems;

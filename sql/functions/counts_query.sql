@@ -18,7 +18,7 @@ begin
     filter := pgtally.key_filter(counter.target_key, space.key_type, space.key_collation, keys, after_key, last_key);
     parts := format(
         'select %1$I::%2$s as key, %3$s as source, coalesce(%4$I, 0)::bigint as stored, 0::bigint as carried, 0::bigint as pending, true as has_row
-        from %5$s where %6$s',
+        from %5$s where %6$s and %1$I is not null',
         counter.target_key, space.key_type, case when against is null then '0::bigint' else format('coalesce(%I, 0)::bigint', against) end,
         counter.target_column, counter.target_table, filter);
     if against is null and source.queue_id is not null then

@@ -1,8 +1,7 @@
 -- is_stored(counter_name, txid, key): whether the stored counts include all that the transaction has emitted to the counter's queue, or
 -- where a key is given, the stored count of that key.
 --
--- False while the transaction is in progress; true for one that was rolled back. The counter's boundary moves with events only,
--- so it may lie before a transaction that emitted none; then nothing older than that must be pending. What may still be carried is what
+-- False while the transaction is in progress; true for one that was rolled back, or has emitted nothing there. What may still be carried is what
 -- was carried when the counter first went past the transaction, by the time of the server's clock.
 --
 -- Errors: TL001 when there is no such counter; TL005 as require_own_cluster(); 22P02 when the key is not of the queue's type.
@@ -18,19 +17,15 @@ begin
     select min(b.finished_at) into taken_at from pgtally.batch b
     where b.consumer_id = counter.counter_id and pg_visible_in_snapshot(txid, b.end_boundary);
     if taken_at is null then
-        if not pg_visible_in_snapshot(txid, pg_current_snapshot()) then
-            return false;
-        end if;
-        execute format('select exists (select from (%s) e where ev_txid <= $1)',
+        -- The boundary moves with events only, so it may lie before a transaction that has emitted none.
+        execute format('select exists (select from (%s) e where ev_txid = $1)',
             pgtally.events_query(consumer.queue_id, (pgtally.consumer_position(counter.counter_id)).end_boundary, null))
         into waiting using txid;
-        if waiting then
-            return false;
-        end if;
+        return pg_visible_in_snapshot(txid, pg_current_snapshot()) and not waiting;
     end if;
     execute format('select exists (select from pgtally.carry_%s where since <= $1 and ($2 is null or key = $2::%s))',
         counter.counter_id, pgtally.key_type(counter))
-    into waiting using coalesce(taken_at, clock_timestamp()), key;
+    into waiting using taken_at, key;
     return not waiting;
 end
 $$;

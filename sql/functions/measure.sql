@@ -1,8 +1,8 @@
--- measure(counter, keys, after_key, last_key, against, correcting): compares source and counts of these keys, or of this range of keys, and
+-- measure(counter, keys, after_key, last_key, against, correcting, max_drifts): compares source and counts of these keys, or of this range of keys, and
 -- corrects the difference if so asked.
 --
--- TRUNCATE, by the application or by rotate(), does not respect older snapshots: so the tables are locked first, against that
--- and nothing else (ACCESS SHARE), and the snapshot is that of a later statement. Batches go on meanwhile, since position
+-- TRUNCATE, by the application or by rotate(), does not respect older snapshots: so the tables are locked first
+-- (lock_measured), and the snapshot is that of a later statement. Batches go on meanwhile, since position
 -- and events come from that one snapshot.
 --
 -- A correction is a delta of the size of the drift in the counter's carry table, written by the statement that has
@@ -12,27 +12,17 @@
 -- Two corrections of one drift would be one too many: a caller that is correcting has locked the counter's row, in an earlier
 -- statement, so that this one sees what was corrected before.
 --
--- checked_keys: how many keys were compared. drifting_keys: how many drift. drifting: the first thousand of these, each with its
--- counts, as text (JSON's numbers end at 2^53 in many languages).
+-- checked_keys: how many keys were compared. drifting_keys: how many drift. drifting: the first max_drifts of these (NULL:
+-- all), each with its counts, as text (JSON's numbers end at 2^53 in many languages).
 --
 -- Errors: TL003 when source or target was dropped; TL004 when the transaction is not READ COMMITTED; TL005 as pending_query().
 create or replace function pgtally.measure(
-    counter pgtally.counter, keys text[], after_key text, last_key text, against name, correcting boolean,
+    counter pgtally.counter, keys text[], after_key text, last_key text, against name, correcting boolean, max_drifts integer default 1000,
     out checked_keys bigint, out drifting_keys bigint, out drifting jsonb
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off set work_mem = '64MB' as $$
-declare
-    queue constant integer := (select c.queue_id from pgtally.consumer c where c.consumer_id = counter.counter_id);
-    source constant oid := (select s.source_table from pgtally.source s where s.queue_id = queue);
 begin
     perform pgtally.require_read_committed();
-    if not exists (select from pg_class where oid = counter.target_table) then
-        raise exception 'Counter "%": its target table was dropped', counter.name
-            using errcode = 'TL003', hint = 'Drop the counter, too; if there is a new table, create the counter again for that.';
-    elsif source is not null and not exists (select from pg_class where oid = source) then
-        raise exception 'Counter "%": its source table was dropped', counter.name
-            using errcode = 'TL003', hint = 'Drop the counter, too; if there is a new table, create the counter again for that.';
-    end if;
-    execute format('lock table %s in access share mode', concat_ws(', ', format('pgtally.event_%s', queue), counter.target_table, source::regclass));
+    perform pgtally.lock_measured(counter);
 
     execute format(
         'with measured as materialized (
@@ -43,11 +33,12 @@ begin
         select (select count(*) from measured), (select count(*) from drifts), (
             select coalesce(jsonb_agg(jsonb_build_object(''key'', key::text, ''source'', source::text, ''stored'', stored::text,
                 ''carried'', carried::text, ''pending'', pending::text) order by key), ''[]'')
-            from (select * from drifts order by key limit 1000) first)',
+            from (select * from drifts order by key limit %s) first)',
         pgtally.counts_query(counter, keys, after_key, last_key, against),
         case when correcting
             then format(', corrections as (insert into pgtally.carry_%s (key, delta, events) select key, drift, 1 from drifts)', counter.counter_id)
-            else '' end)
+            else '' end,
+        coalesce(max_drifts::text, 'all'))
     into checked_keys, drifting_keys, drifting;
 end
 $$;

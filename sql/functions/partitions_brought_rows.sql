@@ -1,7 +1,7 @@
 -- partitions_brought_rows(before, now): whether partitions that have come or gone between these two states of a source had rows in them.
 --
 -- Of one that has come, the rows older than its attachment: later ones came through the table, whose triggers saw them. (One transaction's are taken
--- for older.) Of one that was dropped nothing is known, so it counts as one that had.
+-- for older.) Of one that was dropped, or that the caller may not read, nothing is known, so it counts as one that had.
 create or replace function pgtally.partitions_brought_rows(before regclass[], now regclass[]) returns boolean
 language plpgsql stable set search_path = pg_catalog, pg_temp set row_security = off as $$
 declare
@@ -14,6 +14,8 @@ begin
         where (t.oid = any (before)) <> (t.oid = any (now))
     loop
         if partition.relkind is null then
+            return true;
+        elsif partition.relkind = 'r' and not has_table_privilege(partition.oid, 'select') then
             return true;
         elsif partition.relkind = 'r' then
             execute format('select exists (select from only %s %s)', partition.oid::regclass,

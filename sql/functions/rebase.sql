@@ -4,11 +4,11 @@
 -- event is pending for which consumer; to compare with those of this cluster, which may be lower, they are of no use. So events get
 -- new ids: all that are pending for the same consumers one and the same, out of those below any that this cluster gives to a
 -- transaction of pgtally. Each consumer's new boundary is that of now, with the ids of its pending events listed as in progress, so
--- that the next batch takes them. Events pending for nobody are deleted.
+-- that the next batch takes them. Those pending for nobody get an id that nobody lists; they stay as long as they would have (retain).
 --
 -- Events that were emitted in this cluster meanwhile are pending for every consumer that was restored. They are told
--- from restored ones by the row's xmin: the index of a slot was built when all restored rows were there, and before any
--- trigger was.
+-- from restored ones by the row's xmin: the index of the whole table became valid when the rows of all slots were there and indexed,
+-- before any trigger was made. (That of one slot says nothing about the others: pg_restore may fill those later.)
 --
 -- An open batch is forgotten; its consumer is given the events again. Writers are not disturbed. Returns the number of events that
 -- are pending; NULL when the positions were this cluster's already.
@@ -22,9 +22,7 @@ declare
     id constant integer := pgtally.queue_id(queue_name);
     event_table constant text := format('pgtally.event_%s', id);
     own_cluster constant bigint := pgtally.system_identifier();
-    restored constant text := format(
-        'age(e.xmin) >= (select max(age(i.xmin)) from pg_index i join pg_inherits h on h.inhrelid = i.indrelid where h.inhparent = %L::regclass)',
-        event_table);
+    restored constant text := format('age(e.xmin) >= (select max(age(i.xmin)) from pg_index i where i.indrelid = %L::regclass)', event_table);
     flags text := quote_literal('');
     boundary pg_snapshot;
     consumer record;
@@ -33,9 +31,16 @@ declare
     pending bigint;
 begin
     perform pgtally.require_read_committed();
-    -- No consumer is registered, no slot emptied, no batch taken until this ends.
+    if not exists (select from pgtally.consumer c where c.queue_id = id and c.system_identifier <> own_cluster) then
+        return null;
+    end if;
+    -- No batch is taken or finished, no slot emptied, no consumer registered until this ends. The consumers first, as everyone else who
+    -- locks both does; then those that were registered while we waited. finish_batch() locks its batch only.
+    perform from pgtally.consumer c where c.queue_id = id order by c.consumer_id for update;
     perform from pgtally.queue q where q.queue_id = id for update;
     perform from pgtally.consumer c where c.queue_id = id order by c.consumer_id for update;
+    perform from pgtally.batch b join pgtally.consumer c using (consumer_id) where c.queue_id = id for update of b;
+    -- Somebody else may have done it meanwhile.
     if not exists (select from pgtally.consumer c where c.queue_id = id and c.system_identifier <> own_cluster) then
         return null;
     end if;
@@ -60,8 +65,6 @@ begin
         from (select %2$s as flags, count(*) as events from %1$s e where %3$s or pg_visible_in_snapshot(e.ev_txid, $1) group by 1) g',
         event_table, flags, restored)
     into groups, pending using boundary;
-    execute format('delete from %1$s e where (%3$s or pg_visible_in_snapshot(e.ev_txid, $1)) and %2$s not like ''%%1%%''', event_table, flags, restored)
-    using boundary;
     execute format(
         'update %1$s e set ev_txid = (array_position($2, %2$s) + %4$s)::text::xid8 where %3$s or pg_visible_in_snapshot(e.ev_txid, $1)',
         event_table, flags, restored, first_id - 1)
@@ -77,7 +80,7 @@ begin
         insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events)
         select consumer.consumer_id, b.position, b.position, clock_timestamp(), consumer.batches, consumer.events, consumer.dropped_events
         from (
-            select format('%s:%s:%s', least(pg_snapshot_xmin(boundary), min(xid)), pg_snapshot_xmax(boundary),
+            select format('%s:%s:%s', least(pg_snapshot_xmin(boundary), (array_agg(xid order by xid))[1]), pg_snapshot_xmax(boundary),
                 string_agg(xid::text, ',' order by xid))::pg_snapshot
             from (
                 select pg_snapshot_xip(boundary)

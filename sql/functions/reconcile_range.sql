@@ -29,6 +29,7 @@ begin
     if not found then
         return;
     end if;
+    perform pgtally.lock_measured(counter);
     last_key := pgtally.next_range(counter, after_key, max_keys);
     select m.* into checked_keys, drifting_keys, drifting from pgtally.measure(counter, null, after_key, last_key, null, true) m;
     if last_key is null then

@@ -1,9 +1,10 @@
--- require_young_snapshot(queue_id): raises TL004 when this REPEATABLE READ or SERIALIZABLE transaction may be so old that a slot was emptied
--- which was pending in its snapshot.
+-- require_young_snapshot(queue_id): raises TL004 when a slot was emptied which may have been pending in the snapshot that is in use.
 --
--- rotate() empties what was consumed a minute ago (or a rotation period, where that is shorter), and TRUNCATE does not respect
--- older snapshots. Unless the transaction has had all slots locked since it was younger, by an earlier fresh read. (One that has only
--- written holds the lock of one slot.)
+-- To be called when the slots have been read: from then on they are locked, so nobody empties them. rotate() empties what was consumed a minute
+-- ago (or a rotation period, where that is shorter), and TRUNCATE does not respect older snapshots. That may happen to a REPEATABLE READ
+-- or SERIALIZABLE transaction which has not read the slots when it was younger, to a cursor, and to a single statement that comes to it late.
+--
+-- TRUNCATE gives a slot a new file. pg_relation_filenode() knows that at once; pg_class says so in younger snapshots only.
 create or replace function pgtally.require_young_snapshot(queue_id integer) returns void
 language plpgsql stable set search_path = pg_catalog, pg_temp as $$
 declare
@@ -11,11 +12,11 @@ declare
 begin
     if clock_timestamp() - transaction_timestamp() > 0.9 * least(interval '1 minute', queue.rotation_period)
         and exists (
-            select inhrelid from pg_inherits where inhparent = format('pgtally.event_%s', $1)::regclass
-            except select relation from pg_locks where pid = pg_backend_pid() and locktype = 'relation' and granted)
+            select from pg_inherits i join pg_class c on c.oid = i.inhrelid
+            where i.inhparent = format('pgtally.event_%s', $1)::regclass and c.relfilenode <> pg_relation_filenode(c.oid))
     then
-        raise exception 'Queue "%": this % transaction is too old for a fresh count', queue.name, upper(current_setting('transaction_isolation'))
-            using errcode = 'TL004', hint = 'Events that its snapshot still counts as pending may be gone. Read the count '
+        raise exception 'Queue "%": the snapshot of this % transaction is too old for a fresh count', queue.name, upper(current_setting('transaction_isolation'))
+            using errcode = 'TL004', hint = 'Events that it still counts as pending are gone. Read the count '
                 'within its first minute (or rotation period), or in a READ COMMITTED transaction.';
     end if;
 end

@@ -27,9 +27,12 @@ begin
         where c.queue_id = id and exists (select from pgtally.batch b where b.consumer_id = c.consumer_id and b.batch_id < s.batch_id)
     ) into stale;
     if stale then
-        delete from pgtally.batch b
-        using pgtally.consumer c, lateral pgtally.settled_batch(c.consumer_id) s
-        where c.queue_id = id and b.consumer_id = c.consumer_id and b.batch_id < s.batch_id;
+        -- seek() and others that delete them may take their time to commit.
+        delete from pgtally.batch b where b.batch_id in (
+            select o.batch_id from pgtally.consumer c, lateral pgtally.settled_batch(c.consumer_id) s, pgtally.batch o
+            where c.queue_id = id and o.consumer_id = c.consumer_id and o.batch_id < s.batch_id
+            for update of o skip locked
+        );
     end if;
 
     for slot in

@@ -24,11 +24,13 @@ begin
         raise exception 'Consumer "%" of queue "%" is a counter, which would count events twice', consumer_name, queue_name
             using errcode = 'TL010', hint = 'Register a consumer of another name.';
     end if;
+    -- finish_batch() does not lock the consumer.
+    perform from pgtally.batch b where b.consumer_id = id for update;
     select c.* into consumer from pgtally.consumer c where c.consumer_id = id;
     perform pgtally.require_own_cluster(consumer);
     position := pgtally.consumer_position(id);
     boundary := case when position.finished_at is null then position.start_boundary else position.end_boundary end;
-    execute format('select min(ev_txid) from pgtally.event_%s where ev_time >= $1', consumer.queue_id) into first_txid using since;
+    execute format('select ev_txid from pgtally.event_%s where ev_time >= $1 order by ev_txid limit 1', consumer.queue_id) into first_txid using since;
     if first_txid < pg_snapshot_xmax(boundary) then
         boundary := pgtally.cut_boundary(boundary, first_txid);
     end if;

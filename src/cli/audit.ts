@@ -30,7 +30,7 @@ export function auditCommand(): Command {
         for (const name of names.length > 0 ? names : await countersWithSource(tally)) {
           const audit = await withProgress((onProgress) => tally.counter(name).audit({ keys, sample, against, onProgress }))
           audits.push(audit)
-          if (!options.json) printLine(describeMeasurement(audit, 'drifting'))
+          if (!options.json) printLine(describeMeasurement(audit, 'drifting', against))
         }
         if (options.json) printJson(audits)
         else if (audits.length === 0) printLine('There is no counter with a source to be held against.')

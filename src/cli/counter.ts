@@ -2,7 +2,7 @@ import { Command, Option } from 'commander'
 
 import type { CounterDefinition } from '../counters/definition.ts'
 import { PgtallyError } from '../errors.ts'
-import { databaseCommand, duration, printJson, printLine, withConnection, wholeNumber } from './command.ts'
+import { databaseCommand, duration, printJson, printLine, withConnection } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
 import { collect, withProgress } from './measurement.ts'
 import { formatTable } from '../table.ts'
@@ -48,7 +48,7 @@ function createCommand(): Command {
       new Option('--key-type <type>', 'the type of the keys, where neither source nor target tells').choices(['smallint', 'integer', 'bigint', 'uuid', 'text']),
     )
     .option('--queue <name>', 'follow the queue of another counter instead of having a source')
-    .option('--rotation-period <seconds>', 'how long one slot of the queue is written (default: 300)', wholeNumber(1))
+    .option('--rotation-period <time>', 'how long one slot of the queue is written (default: 5m, or --retain if longer)', duration)
     .option('--retain <time>', 'keep events at least that long after they were applied, such as 1h, for consumers that want to read again', duration)
     .option('--no-backfill', 'leave counting the rows that are there already to a later `pgtally reconcile`')
     .addHelpText('after', '\nExample:\n  pgtally counter create post_likes --source likes --source-key post_id \\\n    --target posts --target-key id --target-column like_count')
@@ -75,7 +75,7 @@ function definition(options: CreateOptions): CounterDefinition {
     onMissing: options.onMissing,
     keyType: options.keyType,
     queue: options.queue,
-    rotationPeriodMs: options.rotationPeriod === undefined ? undefined : options.rotationPeriod * 1000,
+    rotationPeriodMs: options.rotationPeriod,
     retainMs: options.retain,
   }
 }

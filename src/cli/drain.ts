@@ -1,16 +1,16 @@
 import type { Command } from 'commander'
 
-import { databaseCommand, negativeAnswer, printJson, printLine, withConnection, wholeNumber } from './command.ts'
+import { databaseCommand, duration, negativeAnswer, printJson, printLine, withConnection } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
 
 export function drainCommand(): Command {
   return databaseCommand('drain')
     .description('apply all that is pending now, then exit; exit code 1 when something could not be applied')
-    .option('--timeout <seconds>', 'how long to try for rows that are locked (default: 30)', wholeNumber(0))
+    .option('--timeout <time>', 'how long to try for rows that are locked (default: 30s)', duration)
     .option('--json', 'print JSON')
     .action((options: ConnectionOptions & { timeout?: number; json?: true }) =>
       withConnection(options, async ({ tally }) => {
-        const result = await tally.drain(options.timeout === undefined ? {} : { timeoutMs: options.timeout * 1000 })
+        const result = await tally.drain(options.timeout === undefined ? {} : { timeoutMs: options.timeout })
         if (options.json) {
           printJson(result)
         } else {

@@ -39,16 +39,21 @@ function describeProgress({ counter, checkedKeys, driftingKeys, estimatedKeys }:
   return `${counter}: ${number(checkedKeys)}${about} keys, ${number(driftingKeys)} drifting`
 }
 
-/** `found` says what was done about the drift. */
-export function describeMeasurement({ counter, checkedKeys, driftingKeys, drifts }: Measurement, found: 'drifting' | 'corrected' | 'to be corrected'): string {
-  if (driftingKeys === 0) return `${counter}: ${number(checkedKeys)} keys checked, no drift.`
+/** `found` says what was done about the drift; `source` names what the counts were held against. */
+export function describeMeasurement(
+  { counter, checkedKeys, driftingKeys, drifts }: Measurement,
+  found: 'drifting' | 'corrected' | 'to be corrected',
+  source = 'source',
+): string {
+  const checked = `${counter}: ${number(checkedKeys)} ${checkedKeys === 1 ? 'key' : 'keys'} checked`
+  if (driftingKeys === 0) return `${checked}, no drift.`
   const shown = drifts.slice(0, printedDrifts)
   const more = driftingKeys - shown.length
   return [
-    `${counter}: ${number(checkedKeys)} keys checked, ${number(driftingKeys)} ${found}:`,
+    `${checked}, ${number(driftingKeys)} ${found}:`,
     formatTable(
-      ['key', 'source', 'stored', 'carried', 'pending', 'drift'],
-      shown.map(({ key, source, stored, carried, pending, drift }) => [key, ...[source, stored, carried, pending].map(number), `${drift > 0 ? '+' : ''}${number(drift)}`]),
+      ['key', source, 'stored', 'carried', 'pending', 'drift'],
+      shown.map((drift) => [drift.key, ...[drift.source, drift.stored, drift.carried, drift.pending].map(number), `${drift.drift > 0 ? '+' : ''}${number(drift.drift)}`]),
       [1, 2, 3, 4, 5],
     ),
     ...(more > 0 ? [`… and ${number(more)} more.`] : []),

