@@ -68,8 +68,7 @@ describe('how long events are kept is said when a counter or queue is created', 
     expect(await value(db.pool, `select count(*)::int from pgtally.queue where name = 'refused'`)).toBe(0)
   })
 
-  // Not yet: create_counter() ignores them.
-  test.fails('and not of a counter that follows the queue of another', async () => {
+  test('and not of a counter that follows the queue of another', async () => {
     await tally.createCounter('followed', { retainMs: 3_600_000 })
     await expect(tally.createCounter('following', { queue: 'followed', retainMs: 1000 })).rejects.toMatchObject({ code: 'INVALID_DEFINITION' })
   })

@@ -50,6 +50,9 @@ begin
     elsif source is not null and queue is not null then
         raise exception 'Counter "%": a counter either has a source or follows the queue of another', counter_name
             using errcode = 'TL003', hint = 'Leave one of source and queue out.';
+    elsif queue is not null and (rotation_period is not null or retain <> interval '0') then
+        raise exception 'Counter "%": rotation_period and retain are those of the queue "%"', counter_name, queue
+            using errcode = 'TL003', hint = 'Leave them out where a counter follows a queue.';
     elsif on_missing not in ('drop', 'insert', 'error') then
         raise exception 'Counter "%": on_missing cannot be "%"', counter_name, on_missing
             using errcode = 'TL003', hint = 'Use drop, insert or error.';
