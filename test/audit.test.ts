@@ -31,6 +31,7 @@ async function ranges(counter: string, maxKeys: number | null): Promise<Range[]>
     const { rows } = await db.pool.query<Range, unknown[]>('select * from pgtally.audit_range($1, $2, $3)', [counter, after, maxKeys])
     found.push(...rows)
     after = rows[0]?.last_key ?? null
+    if (after !== null && found.filter((one) => one.last_key === after).length > 1) throw new Error(`The ranges go round in circles, at the key ${after}.`)
   } while (after !== null)
   return found
 }
