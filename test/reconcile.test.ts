@@ -579,6 +579,21 @@ describe('a counter of a table that has rows', () => {
   })
 })
 
+test('a counter is exact when it is told so, also when somebody has begun its backfill anew meanwhile', async () => {
+  const gate = await createGate(db, 2000)
+  const { blog, definition } = await createUncounted(db, 8000)
+  const creation = tally.createCounter(blog.counter, definition(gate.where))
+  await gate.waiting()
+  const restarting = await db.connect()
+  const backend = await pid(restarting)
+  const restarted = restarting.query('select pgtally.begin_reconciliation($1, true)', [blog.counter])
+  await blocked(db, backend)
+  await gate.open()
+  await restarted
+  expect(await creation).toBe(true)
+  expect(await tally.counter(blog.counter).audit()).toMatchObject(clean)
+})
+
 test('an audit that runs all the time sees no drift while a range is corrected, added, and locked by the application', async () => {
   const blog = await createBlog(db, tally, { posts: 20 })
   await using running = new AsyncDisposableStack()

@@ -68,15 +68,14 @@ export async function callMeasuring(pool: Pool, call: string, values: readonly u
 
 /**
  * Measures range by range, of as many keys as take about a quarter of a second. `next` is given the last key of the range before.
- * `gently`: rests after each range for as long as that took, so that writers have at least half of the core that this takes.
+ * `into`: what to add it to. `gently`: rests after each range for as long as that took, so that writers have at least half of the core that this takes.
  */
 export async function measureRanges(
   counter: string,
   estimatedKeys: number | null,
-  { onProgress, signal, gently }: MeasureOptions & { gently: boolean },
+  { onProgress, signal, gently, into: measurement = nothingMeasured(counter) }: MeasureOptions & { gently: boolean; into?: Measurement },
   next: (after: string | null, maxKeys: number) => Promise<MeasuredRange>,
 ): Promise<Measurement> {
-  const measurement: Measurement = { counter, checkedKeys: 0, driftingKeys: 0, drifts: [] }
   let after: string | null = null
   let maxKeys = firstRangeKeys
   do {
@@ -94,8 +93,12 @@ export async function measureRanges(
   return measurement
 }
 
+export function nothingMeasured(counter: string): Measurement {
+  return { counter, checkedKeys: 0, driftingKeys: 0, drifts: [] }
+}
+
 export function measurementOf(counter: string, range: MeasuredRange): Measurement {
-  const measurement: Measurement = { counter, checkedKeys: 0, driftingKeys: 0, drifts: [] }
+  const measurement = nothingMeasured(counter)
   addTo(measurement, range)
   return measurement
 }
