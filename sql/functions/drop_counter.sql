@@ -21,7 +21,7 @@ begin
     delete from pgtally.consumer c where c.consumer_id = counter.counter_id;
     execute format('drop table pgtally.carry_%s', counter.counter_id);
     if counter.own_target then
-        execute format('drop table %s', counter.target_table);
+        execute format('drop table if exists pgtally.count_%s', counter.counter_id);
     end if;
     if queue.implicit and not exists (select from pgtally.consumer c where c.queue_id = queue.queue_id) then
         perform pgtally.drop_queue(queue.name);
