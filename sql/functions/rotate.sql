@@ -45,7 +45,8 @@ begin
         begin
             perform from pgtally.queue q where q.queue_id = id for update nowait;
             execute format('lock table pgtally.event_%s_%s in access exclusive mode nowait', id, slot);
-            if pgtally.slot_is_consumed(id, slot) then
+            -- Someone else may have emptied it meanwhile.
+            if pg_relation_size(format('pgtally.event_%s_%s', id, slot)::regclass) > 0 and pgtally.slot_is_consumed(id, slot) then
                 execute format('truncate pgtally.event_%s_%s', id, slot);
                 emptied := emptied + 1;
             else
