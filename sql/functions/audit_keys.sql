@@ -9,6 +9,6 @@ declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
 begin
     perform pgtally.require_against(counter, against);
-    select m.* into checked_keys, drifting_keys, drifting from pgtally.measure(counter, coalesce(keys, '{}'), null, null, against, false) m;
+    select m.checked_keys, m.drifting_keys, m.drifting into checked_keys, drifting_keys, drifting from pgtally.measure(counter, coalesce(keys, '{}'), null, null, against, false) m;
 end
 $$;

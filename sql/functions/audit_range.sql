@@ -16,8 +16,7 @@ declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
 begin
     perform pgtally.require_against(counter, against);
-    perform pgtally.lock_measured(counter);
-    last_key := pgtally.next_range(counter, after_key, max_keys);
-    select m.* into checked_keys, drifting_keys, drifting from pgtally.measure(counter, null, after_key, last_key, against, false) m;
+    select m.* into last_key, checked_keys, drifting_keys, drifting
+    from pgtally.measure(counter, null, after_key, max_keys, against, false) m;
 end
 $$;

@@ -1,5 +1,5 @@
--- measure(counter, keys, after_key, last_key, against, correcting, max_drifts): compares source and counts of these keys, or of this range of keys, and
--- corrects the difference if so asked.
+-- measure(counter, keys, after_key, max_keys, against, correcting, max_drifts): compares source and counts of these keys, or where they are NULL of the
+-- next range of about max_keys keys after after_key, and corrects the difference if so asked.
 --
 -- TRUNCATE, by the application or by rotate(), does not respect older snapshots: so the tables are locked first
 -- (lock_measured), and the snapshot is that of a later statement. Batches go on meanwhile, since position
@@ -12,18 +12,20 @@
 -- Two corrections of one drift would be one too many: a caller that is correcting has locked the counter's row, in an earlier
 -- statement, so that this one sees what was corrected before.
 --
--- checked_keys: how many keys were compared. drifting_keys: how many drift. drifting: the first max_drifts of these (NULL:
+-- last_key: the last key of the range; NULL when there is none after it. checked_keys: how many keys were compared. drifting_keys: how many drift. drifting: the first max_drifts of these (NULL:
 -- all), each with its counts, as text (JSON's numbers end at 2^53 in many languages).
 --
--- Errors: TL003 when source or target was dropped; TL004 when the transaction is not READ COMMITTED; TL005 as pending_query().
+-- Errors: TL003 when max_keys is below 1, and when source or target was dropped; TL004 when the transaction is not READ COMMITTED; TL005 as pending_query().
 create or replace function pgtally.measure(
-    counter pgtally.counter, keys text[], after_key text, last_key text, against name, correcting boolean, max_drifts integer default 1000,
-    out checked_keys bigint, out drifting_keys bigint, out drifting jsonb
+    counter pgtally.counter, keys text[], after_key text, max_keys integer, against name, correcting boolean, max_drifts integer default 1000,
+    out last_key text, out checked_keys bigint, out drifting_keys bigint, out drifting jsonb
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off set work_mem = '64MB' as $$
 begin
     perform pgtally.require_read_committed();
     perform pgtally.lock_measured(counter);
-
+    if keys is null then
+        last_key := pgtally.next_range(counter, after_key, max_keys);
+    end if;
     execute format(
         'with measured as materialized (
             select key, source, stored, carried, pending, source - stored - carried - pending as drift from (%s) counts

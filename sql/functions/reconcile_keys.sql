@@ -11,6 +11,6 @@ declare
     counter constant pgtally.counter := pgtally.lock_corrections(counter_name);
 begin
     perform pgtally.require_source_rows(counter, true);
-    select m.* into checked_keys, drifting_keys, drifting from pgtally.measure(counter, coalesce(keys, '{}'), null, null, null, true) m;
+    select m.checked_keys, m.drifting_keys, m.drifting into checked_keys, drifting_keys, drifting from pgtally.measure(counter, coalesce(keys, '{}'), null, null, null, true) m;
 end
 $$;

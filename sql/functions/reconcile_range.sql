@@ -29,9 +29,8 @@ begin
     if not found then
         return;
     end if;
-    perform pgtally.lock_measured(counter);
-    last_key := pgtally.next_range(counter, after_key, max_keys);
-    select m.* into checked_keys, drifting_keys, drifting from pgtally.measure(counter, null, after_key, last_key, null, true) m;
+    select m.* into last_key, checked_keys, drifting_keys, drifting
+    from pgtally.measure(counter, null, after_key, max_keys, null, true) m;
     if last_key is null then
         delete from pgtally.reconciliation r where r.reconciliation_id = reconcile_range.reconciliation_id;
     else

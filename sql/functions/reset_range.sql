@@ -12,9 +12,7 @@ declare
     counter constant pgtally.counter := pgtally.lock_corrections(counter_name);
 begin
     perform pgtally.require_source_rows(counter, false);
-    perform pgtally.lock_measured(counter);
-    last_key := pgtally.next_range(counter, after_key, max_keys);
-    select m.checked_keys, m.drifting_keys into checked_keys, drifting_keys
-    from pgtally.measure(counter, null, after_key, last_key, null, true) m;
+    select m.last_key, m.checked_keys, m.drifting_keys into last_key, checked_keys, drifting_keys
+    from pgtally.measure(counter, null, after_key, max_keys, null, true) m;
 end
 $$;
