@@ -5,9 +5,9 @@
 -- and one on a partition the partition's only: each gets its own (sync_triggers). TRUNCATE fires those of each table it
 -- empties.
 --
--- A statement of one row, the most frequent by far, is spared the summing. Measured beside a like of 69 us (PostgreSQL 15, one
--- connection, asynchronous commit, best of eight), a trigger takes 32 us so and 35 us if it always sums. Branches that choose the slot
--- instead of the partitioning gain nothing.
+-- The rows of a statement are summed by key, all but the first few: most statements have one row, and that is spared the summing. To sum it
+-- would cost 10 us of the server's time, to ask first whether there are more 7 us, to look at how many came out of a LIMIT next to nothing;
+-- an INSERT of one row takes 57 us, and 93 us with this (PostgreSQL 15, 16 connections; docs/benchmarks.md has what else was tried).
 --
 -- The functions run with their owner's rights, so a writer needs none on pgtally. A SET search_path would cost a writer
 -- some throughput, so where no expression is involved there is none: every name and operator is qualified instead (a test
@@ -20,62 +20,46 @@ declare
     pinned constant text := 'set search_path = pg_catalog, pg_temp';
     queue pgtally.queue;
     source pgtally.source;
-    key text;
     delta text;
+    plus text;
+    minus text;
     condition text;
-    total text;
-    nonzero_total text := '';
-    nonzero_delta text := '';
-    insertion text;
+    emit text;
+    emit_sums text;
+    of_changes constant text := ') changed(key, delta) group by 1 having pgtally.sum_delta(changed.delta) operator(pg_catalog.<>) 0';
     operation text;
     body text;
 begin
     select * into strict queue from pgtally.queue q where q.queue_id = queue_id;
     select * into strict source from pgtally.source s where s.queue_id = queue_id;
-    key := quote_ident(source.source_key);
     delta := format('(%s)::pg_catalog.int8', coalesce(source.sum_expression, '1'));
-    condition := format('where %s is not null', key) || coalesce(' and (' || source.where_condition || ')', '');
-    if source.sum_expression is null then
-        total := 'pg_catalog.count(*)';
-    else
-        total := format('pgtally.sum_delta(%s)', delta);
-        nonzero_total := format('having %s operator(pg_catalog.<>) 0', total);
+    plus := format('select %I, %s from ', source.source_key, delta);
+    minus := format('select %I, pg_catalog.int8um(%s) from ', source.source_key, delta);
+    condition := format(' where %I is not null', source.source_key) || coalesce(' and (' || source.where_condition || ')', '');
+    if source.sum_expression is not null then
         -- Neither 0 nor NULL.
-        nonzero_delta := format('and %s operator(pg_catalog.<>) 0', delta);
+        condition := condition || format(' and %s operator(pg_catalog.<>) 0', delta);
     end if;
+    emit := format('insert into pgtally.event_%s (ev_key, ev_delta) ', queue_id);
+    emit_sums := emit || 'select changed.key, pgtally.sum_delta(changed.delta) from (';
 
-    insertion := format(
-        'insert into pgtally.event_%s (ev_slot, ev_key, ev_delta)
-        select pg_catalog.mod(pg_catalog.int8(pg_catalog.float8div(
-            pg_catalog.date_part(''epoch'', pg_catalog.clock_timestamp()), %L::pg_catalog.float8)), 3::pg_catalog.int8), ',
-        queue_id, date_part('epoch', queue.rotation_period));
-    for operation, body in values
-        ('insert', format(
-            'if exists (select from new_rows offset 1) then
-                %1$s %2$s, %3$s from new_rows %4$s group by 2 %5$s;
-            else
-                %1$s %2$s, %6$s from new_rows %4$s %7$s;
+    for operation, body in
+        select change.operation, format(
+            '%s limit 8;
+            get diagnostics unsummed = row_count;
+            if unsummed operator(pg_catalog.=) 8 then
+                %s;
             end if;',
-            insertion, key, total, condition, nonzero_total, delta, nonzero_delta)),
-        ('delete', format(
-            'if exists (select from old_rows offset 1) then
-                %1$s %2$s, pg_catalog.int8um(%3$s) from old_rows %4$s group by 2 %5$s;
-            else
-                %1$s %2$s, pg_catalog.int8um(%6$s) from old_rows %4$s %7$s;
-            end if;',
-            insertion, key, total, condition, nonzero_total, delta, nonzero_delta)),
-        ('update', format(
-            '%1$s changed.key, pgtally.sum_delta(changed.delta) from (
-                select %2$s, %3$s from new_rows %4$s union all select %2$s, pg_catalog.int8um(%3$s) from old_rows %4$s
-            ) changed(key, delta)
-            group by 2 having pgtally.sum_delta(changed.delta) operator(pg_catalog.<>) 0;',
-            insertion, key, delta, condition))
+            emit || change.rows, emit_sums || change.rows || ' offset 8' || of_changes)
+        from (values ('insert', plus || 'new_rows' || condition), ('delete', minus || 'old_rows' || condition)) change(operation, rows)
+        union all
+        values ('update', emit_sums || plus || 'new_rows' || condition || ' union all ' || minus || 'old_rows' || condition || of_changes || ';')
     loop
         execute format(
             'create or replace function pgtally.source_%s_%s() returns trigger language plpgsql security definer %s as %L',
             queue_id, operation,
             case when source.where_condition is null and source.sum_expression is null then '' else pinned end,
-            format(E'#variable_conflict use_column\nbegin\n    %s\n    return null;\nend', body));
+            format(E'#variable_conflict use_column\ndeclare\n    unsummed pg_catalog.int8;\nbegin\n    %s\n    return null;\nend', body));
     end loop;
 
     -- TRUNCATE takes away rows that an older snapshot does not show, so the count of what goes needs a new one. The
@@ -90,9 +74,7 @@ begin
     return null;
 end
 $body$,
-            format('insert into pgtally.event_%s (ev_slot, ev_key, ev_delta)
-                select pgtally.slot_at(clock_timestamp(), %L), %s, -%s from only ', queue_id, queue.rotation_period, key, total),
-            format(' %s group by 2 %s', condition, nonzero_total)));
+            emit_sums || minus || 'only ', condition || of_changes));
     for operation in select unnest(array['insert', 'update', 'delete', 'truncate']) loop
         execute format('revoke all on function pgtally.source_%s_%s() from public', queue_id, operation);
     end loop;

@@ -15,6 +15,7 @@ begin
             using errcode = 'TL010', hint = 'Drop these counters or unregister these consumers first.';
     end if;
     perform pgtally.drop_source(id);
+    execute format('drop function pgtally.insert_event_%s(text, bigint, jsonb)', id);
     execute format('drop table pgtally.event_%s', id);
     delete from pgtally.queue q where q.queue_id = id;
 end

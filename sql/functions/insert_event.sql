@@ -10,7 +10,7 @@ returns void language plpgsql volatile security definer set search_path = pg_cat
 declare
     queue record;
 begin
-    select q.queue_id, q.key_type, pgtally.slot_at(clock_timestamp(), q.rotation_period) as slot, s.source_table into queue
+    select q.queue_id, s.source_table into queue
     from pgtally.queue q left join pgtally.source s using (queue_id)
     where q.name = queue_name;
     if queue.queue_id is null then
@@ -27,9 +27,7 @@ begin
     end if;
     -- A key of another type fails in the cast, with the server's own error: to catch it here would cost a
     -- subtransaction for each event.
-    execute format('insert into pgtally.event_%s_%s (ev_key, ev_delta, ev_slot, ev_data) values ($1::%s, $2, $3, $4)',
-        queue.queue_id, queue.slot, queue.key_type)
-    using key, delta, queue.slot, data;
+    execute format('select pgtally.insert_event_%s($1, $2, $3)', queue.queue_id) using key, delta, data;
 end
 $$;
 

@@ -162,7 +162,7 @@ async function replaceFunction(client: PoolClient, schema: string, name: string,
 
 /** What an older version had: whatever this transaction has not written. Not the sources' trigger functions, which are made for each. */
 async function dropOtherFunctions(client: PoolClient, schema: string): Promise<void> {
-  await dropFunctions(client, schema, `prokind in ('f', 'p') and proname !~ '^source_[0-9]' and age(xmin) > 0`, [])
+  await dropFunctions(client, schema, `prokind in ('f', 'p') and proname !~ '^(source|insert_event)_[0-9]' and age(xmin) > 0`, [])
 }
 
 async function dropFunctions(client: PoolClient, schema: string, condition: string, values: readonly unknown[]): Promise<void> {
