@@ -17,11 +17,11 @@
 -- Triggers of the target find the search_path that the application's would (the session's default). A row that row-level
 -- security hides would look like a missing one: row_security = off makes that an error.
 --
--- Returns the number of carried keys and of events dropped for want of a row.
+-- Returns the number of carried keys and of events dropped for want of a row, and for how many ms rows may have been locked by now.
 --
 -- Errors: TL003 when the target was dropped; TL008 when a row is missing and on_missing says error; 55P03 seldom, then try again; whatever the target's constraints and triggers raise.
 create or replace function pgtally.add_deltas(
-    counter pgtally.counter, keys anyarray, deltas bigint[], events bigint[], out carried integer, out dropped_events bigint
+    counter pgtally.counter, keys anyarray, deltas bigint[], events bigint[], out carried integer, out dropped_events bigint, out locked_ms double precision
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
 declare
     -- Written out with its schema while search_path is short.
@@ -34,6 +34,7 @@ declare
     inserted_keys keys%type := '{}';
     carry_exists boolean;
     lock_timeout constant text := current_setting('lock_timeout');
+    began constant timestamptz := clock_timestamp();
 begin
     carried := 0;
     dropped_events := 0;
@@ -113,6 +114,7 @@ begin
     if cardinality(missing_keys) > 0 then
         select pgtally.sum_delta(u.events) into dropped_events from unnest(keys, events) u(key, events) where u.key = any (missing_keys);
     end if;
+    locked_ms := extract(epoch from clock_timestamp() - began) * 1000;
     -- It works again, whoever found that out.
     update pgtally.consumer c set last_error = null, last_error_at = null
     where c.consumer_id = counter.counter_id and c.last_error is not null;

@@ -1,21 +1,28 @@
--- apply_batch(counter_name, max_events): adds the counter's next batch to its target and finishes it.
+-- apply_batch(counter_name, max_events, max_keys): adds the counter's next batch to its target and finishes it.
 --
 -- All in the caller's transaction, so each event counts exactly once, however often this is tried, by however many
 -- workers. Never waits: for another worker (busy is then true and nothing was done), nor for a row of the target (its
 -- delta is carried, see add_deltas()).
 --
+-- The rows that it adds to stay locked until the commit, so it adds to max_keys of them at most. What the batch has for other keys is carried
+-- in packed rows, which apply_packed() adds in as many transactions as it takes. (To cut the batch by its events until it has so few
+-- keys would leave few events to sum: a million over 100,000 keys would mean 50 batches of 20,000 updates, not one of 100,000.) In
+-- pgtally's own table nobody else locks rows, so there all keys are added at once.
+--
 -- events: how many were applied, of how many keys; NULL when there was nothing to do. carried: for how many of the keys
--- the delta could not be added yet. cut: there was more than max_events, so call again (max_events NULL: never cut).
+-- the delta was not added yet. cut: there was more than max_events, so call again (max_events NULL: never cut). locked_ms: how long rows
+-- had been locked when this returned.
 --
 -- Errors: TL001 when there is no such counter; TL004, TL005, TL006 as next_boundary(); TL008 as add_deltas(); whatever the
 -- target's constraints raise. After an error nothing has changed and the batch is still to come. A cut boundary may take
 -- a delete before its insert: if a constraint on the target objects to that, max_events NULL is the way through.
 create or replace function pgtally.apply_batch(
-    counter_name text, max_events integer default 1000000,
-    out busy boolean, out events bigint, out keys integer, out carried integer, out cut boolean
+    counter_name text, max_events integer default 1000000, max_keys integer default 10000,
+    out busy boolean, out events bigint, out keys integer, out carried integer, out cut boolean, out locked_ms double precision
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set work_mem = '64MB' as $$
 declare
     counter constant pgtally.counter := pgtally.lock_counter(counter_name);
+    keys_at_once constant integer := case when counter.own_target then 1000000000 else max_keys end;
     consumer pgtally.consumer;
     position pgtally.batch;
     boundary pg_snapshot;
@@ -31,17 +38,28 @@ begin
     select n.boundary, n.cut into boundary, apply_batch.cut
     from pgtally.next_boundary(consumer, position.end_boundary, max_events) n;
 
+    -- What is packed is counted first, hence written before the first row is locked.
     execute format(
-        'select s.events, cardinality(s.keys), a.carried, a.dropped_events
-        from (
+        'with sums as materialized (
             select array_agg(key) as keys, array_agg(delta) as deltas, array_agg(events) as key_events, sum(events)::bigint as events
             from (
                 select ev_key as key, pgtally.sum_delta(ev_delta) as delta, count(*) as events from (%s) e group by ev_key
             ) summed
-        ) s, pgtally.add_deltas($1, s.keys, s.deltas, s.key_events) a
-        where s.keys is not null',
-        pgtally.events_query(consumer.queue_id, position.end_boundary, boundary))
-    into events, keys, carried, dropped using counter;
+        ), packed as (
+            insert into pgtally.packed_%s (keys, deltas, events)
+            select array_agg(key), array_agg(delta), array_agg(events)
+            from (
+                select u.*, (row_number() over (order by u.key) - 1) / 100 as pack
+                from sums, unnest(keys[$2 + 1:], deltas[$2 + 1:], key_events[$2 + 1:]) u(key, delta, events)
+            ) packs
+            group by pack
+            returning cardinality(keys) as keys
+        )
+        select s.events, cardinality(s.keys), s.packed_keys + a.carried, a.dropped_events, a.locked_ms
+        from (select *, (select coalesce(sum(p.keys), 0) from packed p) as packed_keys from sums where keys is not null offset 0) s,
+            pgtally.add_deltas($1, s.keys[:$2], s.deltas[:$2], s.key_events[:$2]) a',
+        pgtally.events_query(consumer.queue_id, position.end_boundary, boundary), counter.counter_id)
+    into events, keys, carried, dropped, locked_ms using counter, keys_at_once;
 
     if events is not null then
         insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events)

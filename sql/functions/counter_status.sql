@@ -37,7 +37,7 @@ begin
         execute format(
             'select p.events, coalesce(clock_timestamp() - least(p.oldest, c.oldest), interval ''0''), c.keys
             from (select count(*) as events, min(ev_time) as oldest from (%s) e) p,
-                (select count(distinct key) as keys, min(since) as oldest from pgtally.carry_%s) c',
+                (select count(distinct key) as keys, min(since) as oldest from pgtally.carried_%s) c',
             case when counter.own_cluster
                 then pgtally.events_query(counter.queue_id, (counter.position).end_boundary, null)
                 else format('select ev_time from pgtally.event_%s', counter.queue_id) end,

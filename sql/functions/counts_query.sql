@@ -35,7 +35,7 @@ begin
         'select key, pgtally.sum_delta(source) as source, pgtally.sum_delta(stored) as stored,
             pgtally.sum_delta(carried) as carried, pgtally.sum_delta(pending) as pending
         from (%s
-            union all select key, 0, 0, pgtally.sum_delta(delta), 0, false from pgtally.carry_%s where %s group by key
+            union all select key, 0, 0, pgtally.sum_delta(delta), 0, false from pgtally.carried_%s where %s group by key
             union all select ev_key, 0, 0, 0, pgtally.sum_delta(ev_delta), false from (%s) e where %s group by ev_key
         ) parts group by key %s',
         parts, counter.counter_id, pgtally.key_filter('key', space.key_type, space.key_collation, keys, after_key, last_key),

@@ -22,7 +22,7 @@ begin
         -- As consumer_position(), written out: this is what an idle worker spends its time on.
         lateral (select b.end_boundary from pgtally.batch b where b.consumer_id = k.counter_id order by b.batch_id desc limit 1) p
     loop
-        execute format('select exists (%s), exists (select from pgtally.carry_%s)',
+        execute format('select exists (%s), exists (select from pgtally.carried_%s)',
             case when counter.system_identifier = own_cluster
                 then pgtally.events_query(counter.queue_id, counter.end_boundary, null)
                 else format('select from pgtally.event_%s', counter.queue_id) end,

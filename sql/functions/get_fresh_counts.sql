@@ -26,7 +26,7 @@ begin
             from (
                 select %2$I::%1$s as key, coalesce(%3$I, 0)::bigint as stored, 0::bigint as carried, 0::bigint as pending
                 from %4$s where %2$I = any ($1::%1$s[])
-                union all select key, null, delta, 0 from pgtally.carry_%5$s where key = any ($1::%1$s[])
+                union all select key, null, delta, 0 from pgtally.carried_%5$s where key = any ($1::%1$s[])
                 union all select ev_key, null, 0, pgtally.sum_delta(ev_delta) from (%6$s) e where ev_key = any ($1::%1$s[]) group by ev_key
             ) all_parts
             group by key %7$s

@@ -23,7 +23,7 @@ begin
         into waiting using txid;
         return pg_visible_in_snapshot(txid, pg_current_snapshot()) and not waiting;
     end if;
-    execute format('select exists (select from pgtally.carry_%s where since <= $1 and ($2 is null or key = $2::%s))',
+    execute format('select exists (select from pgtally.carried_%s where since <= $1 and ($2 is null or key = $2::%s))',
         counter.counter_id, pgtally.key_type(counter))
     into waiting using taken_at, key;
     return not waiting;

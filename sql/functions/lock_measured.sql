@@ -12,7 +12,7 @@ declare
     queue constant integer := (select c.queue_id from pgtally.consumer c where c.consumer_id = counter.counter_id);
     source constant oid := (select s.source_table from pgtally.source s where s.queue_id = queue);
     events constant text := format('event_%s', queue);
-    carry constant text := format('carry_%s', counter.counter_id);
+    carried constant text := format('^(carry|packed)_%s$', counter.counter_id);
     first_table text;
     next_table text;
 begin
@@ -33,7 +33,7 @@ begin
                 select c.oid::regclass::text from pg_class c
                 where c.oid in (counter.target_table, source)
                     or c.relnamespace = (select relnamespace from pg_class where oid = 'pgtally.queue'::regclass)
-                        and (c.relname in (events, carry) or c.relname ~ ('^' || events || '_[0-2]$') and c.relkind = 'r')
+                        and (c.relname ~ format('^%s(_[0-2])?$|%s', events, carried))
                     or c.oid in (select relid from pg_partition_tree(counter.target_table))
                     or c.oid in (select relid from pg_partition_tree(source))
             loop

@@ -1,75 +1,26 @@
-import type { Pool, PoolClient } from 'pg'
+import type { Pool } from 'pg'
 
 import { describeError, isConnectionError, isDatabaseError } from '../errors.ts'
 import { query } from '../executor.ts'
-import { inTransaction } from '../transaction.ts'
+import { Applier } from './applier.ts'
+import type { BatchResult } from './applier.ts'
 import type { DueCounter } from './due-counters.ts'
 import type { Logger } from './logger.ts'
-
-export interface BatchResult {
-  /** Another worker has the counter. */
-  busy: boolean
-  events: number | null
-  keys: number | null
-  carried: number | null
-  /** There is more. */
-  cut: boolean
-}
 
 const carriedIntervalMs = 250
 const waitIntervalMs = 1000
 const shortestRetryMs = 250
 const longestRetryMs = 5000
 const smallestBatch = 1000
-const mostCarriedKeys = 10_000
-const lockAttempts = 10
 
 const now = () => performance.now()
-
-/** Adds the next batch of a counter to its target. The position moves in the same transaction, so its commit need not be waited for. */
-export async function applyBatch(pool: Pool, schema: string, name: string, maxEvents: number | null): Promise<BatchResult> {
-  const [row] = await inApplyTransaction(pool, (client) =>
-    query<{ result: string }>(client, `select row_to_json(b)::text as result from ${schema}.apply_batch($1::text, $2::int4) b`, [name, maxEvents]),
-  )
-  // As JSON text, which no type parser of the caller's changes.
-  return JSON.parse(row?.result ?? '') as BatchResult
-}
-
-/** Tries everything that is carried once, in transactions of bounded size. */
-export async function applyCarried(pool: Pool, schema: string, name: string, maxKeys: number = mostCarriedKeys): Promise<void> {
-  let after: string | null = null
-  do {
-    const [row]: { last: string | null }[] = await inApplyTransaction(pool, (client) =>
-      query<{ last: string | null }>(client, `select ${schema}.apply_carried($1::text, $2::text, $3::int4) as last`, [name, after, maxKeys]),
-    )
-    after = row?.last ?? null
-  } while (after !== null)
-}
-
-/** Stands in line for the row that has been carried longest. */
-export async function waitForCarried(pool: Pool, schema: string, name: string): Promise<void> {
-  await inApplyTransaction(pool, (client) => query(client, `select ${schema}.wait_for_carried($1::text)`, [name]))
-}
-
-/**
- * A crash that takes the last of these away takes counts and position together: they are simply done again. So is one that would have
- * had to wait for a row (see add_deltas.sql).
- */
-async function inApplyTransaction<T>(pool: Pool, work: (client: PoolClient) => Promise<T>): Promise<T> {
-  for (let attempt = 1; ; attempt++) {
-    try {
-      return await inTransaction(pool, work, { asynchronousCommit: true })
-    } catch (error) {
-      if (attempt === lockAttempts || !isDatabaseError(error) || error.code !== '55P03') throw error
-    }
-  }
-}
 
 /** One counter in one worker: its batches, what it carries, and its back-off when it is broken. */
 export class CounterTask {
   readonly #pool: Pool
   readonly #schema: string
   readonly #name: string
+  readonly #applier: Applier
   readonly #maxBatchEvents: number
   readonly #logger: Logger
   readonly #signal: AbortSignal
@@ -82,7 +33,6 @@ export class CounterTask {
   #carriedAt = 0
   #waitAt = 0
   #maxEvents: number
-  #maxCarriedKeys = mostCarriedKeys
   #uncut = false
   /** When it was last started, for taking turns. */
   startedAt = 0
@@ -91,6 +41,7 @@ export class CounterTask {
     this.#pool = pool
     this.#schema = schema
     this.#name = name
+    this.#applier = new Applier(pool, schema, name)
     this.#maxBatchEvents = maxBatchEvents
     this.#maxEvents = maxBatchEvents
     this.#logger = logger
@@ -131,8 +82,7 @@ export class CounterTask {
       if (events && (await this.#applyBatches())) this.#recover()
       if (carried) {
         this.#carriedAt = now() + carriedIntervalMs
-        await applyCarried(this.#pool, this.#schema, this.#name, this.#maxCarriedKeys)
-        this.#maxCarriedKeys = Math.min(this.#maxCarriedKeys * 2, mostCarriedKeys)
+        await this.#applier.applyCarried()
       }
     } catch (error) {
       await this.#fail(error)
@@ -145,7 +95,7 @@ export class CounterTask {
     let applied = false
     do {
       const startedAt = now()
-      result = await applyBatch(this.#pool, this.#schema, this.#name, this.#uncut ? null : this.#maxEvents)
+      result = await this.#applier.applyBatch(this.#uncut ? null : this.#maxEvents)
       this.#uncut = false
       this.#maxEvents = Math.min(this.#maxEvents * 2, this.#maxBatchEvents)
       if (result.events !== null) {
@@ -160,7 +110,7 @@ export class CounterTask {
   /** Beside the batches, which go on meanwhile; it holds nothing but its place in line. */
   async #waitForCarried(): Promise<void> {
     try {
-      await waitForCarried(this.#pool, this.#schema, this.#name)
+      await this.#applier.waitForCarried()
     } catch (error) {
       this.#logger.debug({ counter: this.#name, error: describeError(error) }, 'a locked row could not be waited for')
     }
@@ -183,7 +133,7 @@ export class CounterTask {
     // A statement timeout: try with less.
     if (state === '57014') {
       this.#maxEvents = Math.max(Math.ceil(this.#maxEvents / 8), smallestBatch)
-      this.#maxCarriedKeys = Math.max(Math.ceil(this.#maxCarriedKeys / 8), smallestBatch)
+      this.#applier.takeLess()
     }
     // A CHECK constraint may object to a cut batch only, where a delete can come before its insert.
     if (state === '23514') this.#uncut = true

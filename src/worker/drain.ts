@@ -4,7 +4,7 @@ import type { Pool } from 'pg'
 
 import { describeError } from '../errors.ts'
 import { requireInstalled } from '../install/install.ts'
-import { applyBatch, applyCarried, waitForCarried } from './counter-task.ts'
+import { Applier } from './applier.ts'
 import { dueCounters } from './due-counters.ts'
 import { workerDefaults } from './worker.ts'
 
@@ -32,8 +32,9 @@ export async function drain(pool: Pool, schema: string, { timeoutMs = 30_000 }: 
   const { due } = await dueCounters(pool, schema)
   for (const { name } of due) {
     try {
-      result.events += await drainEvents(pool, schema, name)
-      await drainCarried(pool, schema, name, deadline)
+      const applier = new Applier(pool, schema, name)
+      result.events += await drainEvents(applier)
+      await drainCarried(pool, schema, name, applier, deadline)
     } catch (error) {
       result.failed.push({ counter: name, error: describeError(error) })
     }
@@ -41,23 +42,23 @@ export async function drain(pool: Pool, schema: string, { timeoutMs = 30_000 }: 
   return result
 }
 
-async function drainEvents(pool: Pool, schema: string, name: string): Promise<number> {
+async function drainEvents(applier: Applier): Promise<number> {
   let events = 0
   for (;;) {
-    const batch = await applyBatch(pool, schema, name, workerDefaults.maxBatchEvents)
+    const batch = await applier.applyBatch(workerDefaults.maxBatchEvents)
     events += batch.events ?? 0
     if (batch.busy) await sleep(20)
     else if (!batch.cut) return events
   }
 }
 
-async function drainCarried(pool: Pool, schema: string, name: string, deadline: number): Promise<void> {
+async function drainCarried(pool: Pool, schema: string, name: string, applier: Applier, deadline: number): Promise<void> {
   for (;;) {
     const { due } = await dueCounters(pool, schema)
     if (!due.some((counter) => counter.name === name && counter.carried)) return
     if (performance.now() > deadline) throw new Error('Rows of the target are locked by other transactions. Try again when those have ended')
-    await applyCarried(pool, schema, name)
-    await waitForCarried(pool, schema, name)
+    await applier.applyCarried()
+    await applier.waitForCarried()
     await sleep(20)
   }
 }

@@ -129,7 +129,7 @@ export async function violations(db: TestDatabase, counter: string, schema = 'pg
         select ${c['source_key']}::text k, (${c['delta']})::numeric source, 0::numeric stored, 0::numeric carried, 0::numeric pending
           from ${c['source_table']} where ${c['source_key']} is not null and (${c['condition']})
         union all select ${c['target_key']}::text, 0, coalesce(${c['target_column']}, 0), 0, 0 from ${c['target_table']}
-        union all select key::text, 0, 0, delta, 0 from ${schema}.carry_${c['counter_id']}
+        union all select key::text, 0, 0, delta, 0 from ${schema}.carried_${c['counter_id']}
         union all select ev_key::text, 0, 0, 0, ev_delta from ${schema}.event_${c['queue_id']}, position
           where not pg_visible_in_snapshot(ev_txid, end_boundary)
       ),

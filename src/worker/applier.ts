@@ -1,0 +1,104 @@
+import type { Pool, PoolClient } from 'pg'
+
+import { isDatabaseError } from '../errors.ts'
+import { query } from '../executor.ts'
+import { inTransaction } from '../transaction.ts'
+
+export interface BatchResult {
+  /** Another worker has the counter. */
+  busy: boolean
+  events: number | null
+  keys: number | null
+  carried: number | null
+  /** There is more. */
+  cut: boolean
+}
+
+interface Locked {
+  /** So many rows, at most. */
+  keys: number | null
+  locked_ms: number | null
+}
+
+/** No transaction shall keep rows of the application locked for much longer. */
+const longestLockMs = 100
+const leastKeys = 100
+const firstKeys = 10_000
+const mostKeys = 100_000
+const lockAttempts = 10
+
+/** The transactions that change a counter's target; each locks so many rows as the last ones let expect to take `longestLockMs`. */
+export class Applier {
+  readonly #pool: Pool
+  readonly #schema: string
+  readonly #name: string
+  #maxKeys = firstKeys
+
+  constructor(pool: Pool, schema: string, name: string) {
+    this.#pool = pool
+    this.#schema = schema
+    this.#name = name
+  }
+
+  /** Takes the next batch, of `maxEvents` at most, and adds it: as many keys together with it as may be locked at once, the others afterwards. */
+  async applyBatch(maxEvents: number | null): Promise<BatchResult> {
+    const maxKeys = this.#maxKeys
+    const result = await this.#apply<BatchResult & Locked>('apply_batch($1::text, $2::int4, $3::int4)', [this.#name, maxEvents, maxKeys])
+    if (result.keys !== null && result.keys > maxKeys) await this.#applyPacked()
+    return result
+  }
+
+  /** Tries everything that is carried once. */
+  async applyCarried(): Promise<void> {
+    await this.#applyPacked()
+    let after: string | null = null
+    do {
+      const { last_key }: Locked & { last_key: string | null } = await this.#apply('apply_carried($1::text, $2::text, $3::int4)', [this.#name, after, this.#maxKeys])
+      after = last_key
+    } while (after !== null)
+  }
+
+  /** Stands in line for the row that has been carried longest. */
+  async waitForCarried(): Promise<void> {
+    await this.#transaction((client) => query(client, `select ${this.#schema}.wait_for_carried($1::text)`, [this.#name]))
+  }
+
+  /** After a statement timeout: try with less. */
+  takeLess(): void {
+    this.#maxKeys = Math.max(this.#maxKeys >> 3, leastKeys)
+  }
+
+  async #applyPacked(): Promise<void> {
+    while ((await this.#apply('apply_packed($1::text, $2::int4)', [this.#name, this.#maxKeys])).keys !== null);
+  }
+
+  async #apply<R extends Locked>(call: string, values: unknown[]): Promise<R> {
+    const [row] = await this.#transaction((client) => query<{ result: string }>(client, `select row_to_json(r)::text as result from ${this.#schema}.${call} r`, values))
+    // As JSON text, which no type parser of the caller's changes.
+    const result = JSON.parse(row?.result ?? '') as R
+    this.#adapt(result)
+    return result
+  }
+
+  #adapt({ keys, locked_ms: lockedMs }: Locked): void {
+    if (keys === null || lockedMs === null) return
+    // A few rows tell how long a transaction takes, not how long a row does.
+    if (keys < this.#maxKeys && lockedMs < longestLockMs) return
+    const perMs = Math.min(keys, this.#maxKeys) / lockedMs
+    this.#maxKeys = Math.round(Math.min(Math.max(perMs * longestLockMs, leastKeys), this.#maxKeys * 2, mostKeys))
+  }
+
+  /**
+   * A crash that takes the last of these away takes counts and position together: they are simply done again, so their commit need not be
+   * waited for. One that would have had to wait for a row is done again as well (see add_deltas.sql).
+   */
+  async #transaction<T>(work: (client: PoolClient) => Promise<T>): Promise<T> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        return await inTransaction(this.#pool, work, { asynchronousCommit: true })
+      } catch (error) {
+        if (attempt === lockAttempts || !isDatabaseError(error) || error.code !== '55P03') throw error
+      }
+    }
+  }
+}
