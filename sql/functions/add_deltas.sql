@@ -13,7 +13,9 @@
 -- one that the later statements see. A row that could not be locked but is found by a later look without a lock is in
 -- someone else's hands, or was inserted in between: carried. One that is not found either is missing.
 --
--- The target is joined by key with plain arrays, and filtered by them, so that a sharded or partitioned target is pruned.
+-- The target is joined by key with plain arrays, and filtered by them, so that a sharded or partitioned target is pruned and an index is used; not for
+-- tens of thousands of keys, which are everywhere: to plan and filter with 100,000 constants took a fifth of the time of adding them.
+--
 -- Triggers of the target find the search_path that the application's would (the session's default). A row that row-level
 -- security hides would look like a missing one: row_security = off makes that an error.
 --
@@ -35,6 +37,7 @@ declare
     carry_exists boolean;
     lock_timeout constant text := current_setting('lock_timeout');
     began constant timestamptz := clock_timestamp();
+    few constant boolean := cardinality(keys) <= 20000;
 begin
     carried := 0;
     dropped_events := 0;
@@ -45,9 +48,9 @@ begin
     perform set_config('lock_timeout', '50ms', true);
     execute format(
         'select coalesce(array_agg(key), ''{}'') from (
-            select t.%2$I::%3$s as key from %1$s t where t.%2$I = any ($1) for no key update skip locked
+            select u.key from unnest($1) u(key), %1$s t where t.%2$I = u.key %3$s for no key update of t skip locked
         ) locked',
-        target, counter.target_key, key_type)
+        target, counter.target_key, case when few then format('and t.%I = any ($1)', counter.target_key) end)
     into locked_keys using keys;
     perform set_config('lock_timeout', lock_timeout, true);
 
@@ -106,8 +109,9 @@ begin
     execute pg_catalog.format(
         'update %1$s t set %3$I = coalesce(t.%3$I, 0) operator(pg_catalog.+) u.delta
         from unnest($1, $2) u(key, delta)
-        where t.%2$I operator(pg_catalog.=) u.key and t.%2$I operator(pg_catalog.=) any ($3) and u.delta operator(pg_catalog.<>) 0',
-        target, counter.target_key, counter.target_column)
+        where t.%2$I operator(pg_catalog.=) u.key and u.delta operator(pg_catalog.<>) 0 %4$s',
+        target, counter.target_key, counter.target_column,
+        case when few or cardinality(locked_keys) < cardinality(keys) then format('and t.%I operator(pg_catalog.=) any ($3)', counter.target_key) end)
     using keys, deltas, locked_keys;
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
 

@@ -70,6 +70,7 @@ begin
         'create function pgtally.insert_event_%1$s(key text, delta bigint, data jsonb) returns void language plpgsql as
         $body$begin insert into pgtally.event_%1$s (ev_key, ev_delta, ev_data) values (key::pg_catalog.%2$s, delta, data); end$body$',
         id, (select typname from pg_type where oid = key_type::regtype));
+    execute format('revoke all on function pgtally.insert_event_%s from public', id);
     return true;
 end
 $$;

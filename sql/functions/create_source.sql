@@ -5,9 +5,9 @@
 -- and one on a partition the partition's only: each gets its own (sync_triggers). TRUNCATE fires those of each table it
 -- empties.
 --
--- The rows of a statement are summed by key, all but the first few: most statements have one row, and that is spared the summing. To sum it
--- would cost 10 us of the server's time, to ask first whether there are more 7 us, to look at how many came out of a LIMIT next to nothing;
--- an INSERT of one row takes 57 us, and 93 us with this (PostgreSQL 15, 16 connections; docs/benchmarks.md has what else was tried).
+-- The rows of a statement are summed by key. Most statements have one row, which is spared that: to sum it would cost 9 us of the server's time, to
+-- ask in a statement before whether there are more 4 us, and to ask within the statement next to nothing; an INSERT of one row takes 57 us,
+-- and 95 us with this (PostgreSQL 15, 16 connections; docs/benchmarks.md has what else was tried).
 --
 -- The functions run with their owner's rights, so a writer needs none on pgtally. A SET search_path would cost a writer
 -- some throughput, so where no expression is involved there is none: every name and operator is qualified instead (a test
@@ -45,13 +45,12 @@ begin
 
     for operation, body in
         select change.operation, format(
-            '%s limit 8;
-            get diagnostics unsummed = row_count;
-            if unsummed operator(pg_catalog.=) 8 then
+            '%s and not exists (select from %s offset 1);
+            if not found then
                 %s;
             end if;',
-            emit || change.rows, emit_sums || change.rows || ' offset 8' || of_changes)
-        from (values ('insert', plus || 'new_rows' || condition), ('delete', minus || 'old_rows' || condition)) change(operation, rows)
+            emit || change.selection || condition, change.rows, emit_sums || change.selection || condition || of_changes)
+        from (values ('insert', 'new_rows', plus || 'new_rows'), ('delete', 'old_rows', minus || 'old_rows')) change(operation, rows, selection)
         union all
         values ('update', emit_sums || plus || 'new_rows' || condition || ' union all ' || minus || 'old_rows' || condition || of_changes || ';')
     loop
@@ -59,7 +58,7 @@ begin
             'create or replace function pgtally.source_%s_%s() returns trigger language plpgsql security definer %s as %L',
             queue_id, operation,
             case when source.where_condition is null and source.sum_expression is null then '' else pinned end,
-            format(E'#variable_conflict use_column\ndeclare\n    unsummed pg_catalog.int8;\nbegin\n    %s\n    return null;\nend', body));
+            format(E'#variable_conflict use_column\nbegin\n    %s\n    return null;\nend', body));
     end loop;
 
     -- TRUNCATE takes away rows that an older snapshot does not show, so the count of what goes needs a new one. The
