@@ -19,6 +19,9 @@ export type PgtallyErrorCode =
   | 'LOCK_TIMEOUT'
   | 'TIMEOUT'
   | 'UNSAFE_COUNT'
+  | 'WRITER_FULL'
+  | 'CLOSED'
+  | 'OUTCOME_UNKNOWN'
 
 export class PgtallyError extends Error {
   override readonly name = 'PgtallyError'
@@ -56,6 +59,7 @@ const definitionStates: Readonly<Record<string, readonly [PgtallyErrorCode, reme
 interface DatabaseError extends Error {
   /** SQLSTATE */
   code: string
+  severity: string
   detail?: string
   hint?: string
 }

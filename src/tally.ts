@@ -19,6 +19,10 @@ import { drain } from './worker/drain.ts'
 import type { DrainOptions, DrainResult } from './worker/drain.ts'
 import { Worker } from './worker/worker.ts'
 import type { WorkerOptions } from './worker/worker.ts'
+import { BufferedCounter } from './writer/buffered.ts'
+import type { BufferedOptions } from './writer/buffered.ts'
+import { Writer } from './writer/writer.ts'
+import type { WriterOptions } from './writer/writer.ts'
 
 export interface TallyOptions<Keys extends Record<string, Key>> {
   /** Connections to the database that holds the tables. Never closed by pgtally. */
@@ -105,6 +109,44 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
    */
   worker(options: WorkerOptions = {}): Worker {
     return new Worker(this.#pool, this.schema, options)
+  }
+
+  /**
+   * A writer for a table with one row for each pair, such as likes: calls made while statements are under way go together with the next one, so one
+   * process writes many times as many rows as one by one. Each promise still resolves after the commit that carries its row, and says whether the row is new.
+   *
+   * The table is looked up with the first call. It runs as the role of the pool, which needs SELECT, INSERT and DELETE on the table, and on nothing else;
+   * with UPDATE as well, writers that remove the same rows cannot come into a deadlock. It needs no counter, and works with any.
+   *
+   * @throws PgtallyError INVALID_ARGUMENT (an option that will not do; what is wrong with the table, each call says)
+   *
+   * @example
+   * ```ts
+   * await using likes = tally.writer<number, number>({ table: 'likes', key: 'post_id', member: 'user_id' })
+   * const isNew = await likes.add(42, 7)
+   * const wasThere = await likes.remove(42, 7)
+   * ```
+   */
+  writer<K extends Key = Key, M extends Key = Key, const C extends string = never>(options: WriterOptions<C>): Writer<K, M, C> {
+    return new Writer(this.#pool, options)
+  }
+
+  /**
+   * Adds up in this process and writes the sums of a counter without a source now and then, for what comes often and need not survive a crash of the process: views,
+   * plays. Such a crash loses what was added since the last flush (a second, by default). Otherwise each `add()` counts once.
+   *
+   * The role of the pool needs EXECUTE on `add_events()` and USAGE on pgtally's schema.
+   *
+   * @throws PgtallyError INVALID_ARGUMENT
+   *
+   * @example
+   * ```ts
+   * await using views = tally.buffered<string>('page_views', { onError: (error) => log.warn(error) })
+   * views.add('/home')
+   * ```
+   */
+  buffered<K extends Key = Key>(name: string, options: BufferedOptions = {}): BufferedCounter<K> {
+    return new BufferedCounter(name, this.schema, this.#pool, options)
   }
 
   /** Applies everything that has committed by now, with or without workers beside it. */

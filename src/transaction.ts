@@ -34,8 +34,7 @@ export async function inTransaction<T>(
     })
     throw error
   } finally {
-    client.off('error', ignore)
-    client.release(broken)
+    release(client, broken)
   }
 }
 
@@ -65,7 +64,7 @@ export async function inLockingTransaction<T>(pool: Pool, work: (client: PoolCli
 const ignore = () => {}
 
 /** With a callback, since a connection may die between its first breath and the moment that a promise of it is looked at. */
-function connect(pool: Pool): Promise<PoolClient> {
+export function connect(pool: Pool): Promise<PoolClient> {
   return new Promise((resolve, reject) => {
     pool.connect((error, client) => {
       if (client === undefined) return reject(error)
@@ -73,4 +72,10 @@ function connect(pool: Pool): Promise<PoolClient> {
       resolve(client)
     })
   })
+}
+
+/** Gives back what `connect()` gave; closes it where it is broken. */
+export function release(client: PoolClient, broken: boolean | Error = false): void {
+  client.off('error', ignore)
+  client.release(broken)
 }
