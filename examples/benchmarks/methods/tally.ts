@@ -1,0 +1,61 @@
+import type { CounterDefinition, Tally } from '../../../src/index.ts'
+import type { Bench } from '../bench.ts'
+import { startProcess } from '../processes.ts'
+import type { Process } from '../processes.ts'
+import { bareStatements, statements, storedInPosts } from './method.ts'
+import type { Method } from './method.ts'
+
+const trigger = (options: Pick<CounterDefinition, 'rotationPeriodMs'> = {}): Method => ({
+  name: 'pgtally',
+  async open(bench, tables) {
+    const counter = tables.schema
+    await bench.tally.createCounter(counter, { source: { table: tables.likes, key: 'post_id' }, target: { table: tables.posts, key: 'id', column: 'like_count' }, ...options })
+    return {
+      ...bareStatements(tables),
+      stored: storedInPosts(tables),
+      consume: (onLine) => startWorker(bench, onLine),
+      settle: () => drain(bench.tally),
+      // Its triggers see the TRUNCATE, so the counts go back to zero by themselves.
+      reset: () => drain(bench.tally),
+      schemas: ['pgtally'],
+      close: () => bench.tally.dropCounter(counter),
+    }
+  },
+})
+
+/** As the README has it: a counter on the table, and a worker with its defaults. */
+export const tallyTrigger = trigger()
+
+/** With slots that are changed more often than each five minutes. */
+export const tallyRotating = (rotationPeriodMs: number) => trigger({ rotationPeriodMs })
+
+/** No trigger: the application's own statement emits the event. Nothing makes sure that every like is counted. */
+export const tallyStatement: Method = {
+  name: 'pgtally without a trigger, event in the same statement',
+  async open(bench, tables) {
+    const counter = tables.schema
+    await bench.tally.createCounter(counter, { target: { table: tables.posts, key: 'id', column: 'like_count' } })
+    const { rows } = await bench.pool.query<{ events: string }>('select pgtally.event_table($1)::text as events', [counter])
+    const emit = (delta: string) => `insert into ${rows[0]?.events} (ev_key, ev_delta) select post_id, ${delta} from changed`
+    return {
+      ...statements(tables, (delta) => emit(`${delta}`), `${emit('count(*)')} group by post_id`),
+      stored: storedInPosts(tables),
+      consume: (onLine) => startWorker(bench, onLine),
+      settle: () => drain(bench.tally),
+      reset: () => drain(bench.tally),
+      schemas: ['pgtally'],
+      close: () => bench.tally.dropCounter(counter),
+    }
+  },
+}
+
+/** A worker process with default settings. With `onLine` it says more, such as each batch's time. */
+export function startWorker({ connectionString }: Bench, onLine?: (line: string) => void): Promise<Process> {
+  const main = new URL('../../../src/cli/main.ts', import.meta.url)
+  return startProcess(main, ['worker', '--database-url', connectionString, ...(onLine ? ['--log-level', 'debug'] : [])], onLine)
+}
+
+export async function drain(tally: Tally): Promise<void> {
+  const { failed } = await tally.drain()
+  for (const { counter, error } of failed) throw new Error(`${counter} could not apply all: ${error}`)
+}
