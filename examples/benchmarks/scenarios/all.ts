@@ -13,7 +13,8 @@ import { readCounts } from './reads.ts'
 import { rotation } from './rotation.ts'
 import type { Scenario } from './scenario.ts'
 import { evenly, zipfian } from './spread.ts'
+import { triggers } from './triggers.ts'
 import { writer } from './writer.ts'
 
 // The idle one first: after the others, autovacuum has work, and takes transaction ids.
-export const scenarios: readonly Scenario[] = [idle, hot, zipfian, evenly, bulk, mix, writer, apply, endToEnd, lag, held, rotation, readCounts, fresh, backfill, audit]
+export const scenarios: readonly Scenario[] = [idle, hot, zipfian, evenly, triggers, bulk, mix, writer, apply, endToEnd, lag, held, rotation, readCounts, fresh, backfill, audit]
