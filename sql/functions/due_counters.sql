@@ -6,7 +6,7 @@
 -- it cannot go on.
 create or replace function pgtally.due_counters(seen pg_snapshot default null)
 returns table (name text, events boolean, carried boolean)
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp set jit = off as $$
 #variable_conflict use_column
 declare
     own_cluster constant bigint := pgtally.system_identifier();

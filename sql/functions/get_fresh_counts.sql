@@ -10,7 +10,7 @@ create or replace function pgtally.get_fresh_counts(counter_name text, keys text
 returns table (key text, stored bigint, carried bigint, pending bigint)
 language plpgsql stable
 -- The slots have no statistics, without which the planner would read them whole, and sort what it finds.
-set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_sort = off as $$
+set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off set enable_sort = off as $$
 #variable_conflict use_column
 declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
