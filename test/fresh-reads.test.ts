@@ -581,3 +581,11 @@ describe.concurrent('a snapshot older than what rotation keeps', () => {
     expect(await outcome(client.query('fetch late'))).toMatchObject({ code: 'TL004' })
   })
 })
+
+test('nothing that rules out sequential scans is compiled just in time: the planner thinks it dear enough for that', async () => {
+  const { rows } = await db.pool.query<{ name: string; jit: boolean }>(
+    `select proname as name, 'jit=off' = any (proconfig) as jit from pg_proc where pronamespace = 'pgtally'::regnamespace and 'enable_seqscan=off' = any (proconfig)`,
+  )
+  expect(rows.length).toBeGreaterThan(1)
+  expect(rows.filter(({ jit }) => !jit)).toEqual([])
+})
