@@ -5,7 +5,7 @@
 -- of the source's keys (on_missing is not drop), max_keys keys of the source, if that comes first: each is found through the
 -- index by the one before. A source whose key has no index would have to be read for each range, so it is one range.
 create or replace function pgtally.next_range(counter pgtally.counter, after_key text, max_keys integer) returns text
-language plpgsql stable set search_path = pg_catalog, pg_temp set row_security = off set enable_seqscan = off as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp set row_security = off set enable_seqscan = off set jit = off as $$
 declare
     source constant pgtally.source := (select s from pgtally.source s join pgtally.consumer c using (queue_id) where c.consumer_id = counter.counter_id);
     space constant record := pgtally.key_space(counter);
