@@ -8,6 +8,7 @@ import { createTestDatabase, waitFor, type TestDatabase } from './support/databa
 import { applyAll, blocked, createBlog, installed, like, outcome, pid, stored, value, violations, type Blog, type Session } from './support/fixtures.ts'
 import { beside, expectExact, seed, startCommand, storm } from './support/storm.ts'
 import { dedicatedServer } from './support/server.ts'
+import { clean, createGate, createUncounted, problems, unfinished, type Unfinished } from './support/uncounted.ts'
 
 let db: TestDatabase
 let tally: Tally
@@ -19,21 +20,8 @@ beforeAll(async () => {
 })
 
 const driftsByKey = ({ drifts }: Measurement) => Object.fromEntries(drifts.map(({ key, drift }) => [key, drift]))
-const clean = { driftingKeys: 0, drifts: [] }
 const range = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, index) => from + index)
 const carryTable = (own: TestDatabase, { counter }: Blog) => value<string>(own.pool, `select 'pgtally.carry_' || counter_id from pgtally.counter where name = $1`, [counter])
-const problems = async ({ counter }: Blog) => (await tally.status()).counters.find(({ name }) => name === counter)?.problems
-
-interface Unfinished {
-  id: string
-  reason: string
-  after_key: string | null
-}
-
-const unfinished = async (own: TestDatabase, { counter }: Blog): Promise<Unfinished | undefined> => {
-  const { rows } = await own.pool.query<Unfinished>(`select reconciliation_id::text as id, reason, after_key from pgtally.reconciliation join pgtally.counter using (counter_id) where name = $1`, [counter])
-  return rows[0]
-}
 
 /** Every count is too high by one. */
 const spoil = (own: TestDatabase, { posts }: Blog) => own.pool.query(`update ${posts} set like_count = like_count + 1`)
@@ -43,42 +31,6 @@ async function corrected(own: TestDatabase, blog: Blog): Promise<number[]> {
   const { rows } = await own.pool.query<{ key: string; delta: string }>(`select key::text, delta::text from ${await carryTable(own, blog)} c order by c.key`)
   expect(rows.filter(({ delta }) => delta !== '-1')).toEqual([])
   return rows.map(({ key }) => Number(key))
-}
-
-let gates = 0
-
-/** A condition that is always true, but which holds up whoever looks at the likes of that post until the gate is opened. */
-async function createGate(own: TestDatabase, post: number): Promise<{ where: string; open(): Promise<void>; waiting(): Promise<number> }> {
-  const number = ++gates
-  await own.pool.query(`create function gate_${number}(bigint) returns boolean immutable language plpgsql as $$
-    begin
-      if $1 = ${post} then perform pg_advisory_xact_lock_shared(${number}); end if;
-      return true;
-    end $$`)
-  const keeper = await own.connect()
-  await keeper.query('select pg_advisory_lock($1)', [number])
-  return {
-    where: `public.gate_${number}(post_id)`,
-    open: async () => {
-      await keeper.query('select pg_advisory_unlock($1)', [number])
-    },
-    waiting: () =>
-      waitFor(async () => (await value<number | null>(own.pool, `select pid from pg_locks where locktype = 'advisory' and objid = $1 and not granted and database = (select oid from pg_database where datname = current_database()) limit 1`, [number])) ?? undefined, { what: 'somebody at the gate' }),
-  }
-}
-
-/** Tables with one like of each post, an index on its key, and no counter yet. */
-async function createUncounted(own: TestDatabase, posts = 10) {
-  const number = ++gates
-  const blog: Blog = { counter: `uncounted_${number}`, posts: `uncounted_posts_${number}`, likes: `uncounted_likes_${number}` }
-  await own.pool.query(`
-    create table ${blog.posts} (id bigint primary key, like_count bigint not null default 0);
-    create table ${blog.likes} (id bigint generated always as identity primary key, post_id bigint references ${blog.posts} on delete cascade, kind text default 'like', weight integer default 1);
-    create index on ${blog.likes} (post_id);
-    insert into ${blog.posts} (id) select generate_series(1, ${posts});
-    insert into ${blog.likes} (post_id) select id from ${blog.posts}`)
-  const definition = (where?: string) => ({ source: { table: blog.likes, key: 'post_id', where }, target: { table: blog.posts, key: 'id', column: 'like_count' } })
-  return { blog, definition }
 }
 
 /** A counter of so many posts with one like each, all of them too high by one, that nobody has corrected. */
@@ -274,7 +226,7 @@ describe('an interruption', () => {
     expect(first).toMatchObject({ reason: 'requested', after_key: '1000' })
     expect(await corrected(db, blog)).toEqual(range(1, 1000))
     expect(await counter.audit()).toMatchObject({ checkedKeys: 6000, driftingKeys: 5000, drifts: expect.objectContaining({ 0: expect.objectContaining({ key: '1001' }) }) })
-    expect(await problems(blog)).toEqual([expect.stringMatching(/reconciliation is under way.*up to the key 1000\..*pgtally reconcile/)])
+    expect(await problems(tally, blog)).toEqual([expect.stringMatching(/reconciliation is under way.*up to the key 1000\..*pgtally reconcile/)])
 
     // Keys by themselves do not move it.
     expect(await counter.reconcile({ keys: [5000] })).toMatchObject({ driftingKeys: 1 })
@@ -294,7 +246,7 @@ describe('an interruption', () => {
     expect(await counter.reconcile({ onProgress: (progress) => seen.push(progress) })).toMatchObject({ checkedKeys: 5000, driftingKeys: 3999 })
     expect(seen.at(-1)).toMatchObject({ checkedKeys: 5000, driftingKeys: 3999 })
     expect(await unfinished(db, blog)).toBeUndefined()
-    expect(await problems(blog)).toEqual([])
+    expect(await problems(tally, blog)).toEqual([])
     await expectExact(db, tally, blog)
   })
 
@@ -457,141 +409,6 @@ test('is refused where there is nothing to reconcile with', async () => {
     await client.query('rollback')
   }
   expect(await unfinished(db, blog)).toBeUndefined()
-})
-
-describe('a counter of a table that has rows', () => {
-  test(`is exact with likes, unlikes, changes and open transactions under way (seed ${seed})`, async () => {
-    const { blog, definition } = await createUncounted(db, 3000)
-    await db.pool.query(`insert into ${blog.likes} (post_id) select 1 + g % 20 from generate_series(1, 500) g; update ${blog.posts} set like_count = 77 where id in (5, 6)`)
-    // Open when the triggers come: what they have written so far has no event, what they write later has.
-    const open = [await db.connect(), await db.connect(), await db.connect()] as const
-    for (const [index, client] of open.entries()) {
-      await client.query(`begin isolation level ${index === 1 ? 'repeatable read' : 'read committed'}`)
-      await client.query(`insert into ${blog.likes} (post_id) values (1), (2); delete from ${blog.likes} where id = ${3 + index}; update ${blog.likes} set post_id = 9 where id = ${13 + index}`)
-    }
-    await using running = new AsyncDisposableStack()
-    running.use(tally.worker())
-    const writing = running.use(storm(db, blog, { posts: 3000, writers: 4 }))
-    let created = false
-    const creation = tally.createCounter(blog.counter, definition()).then((result) => {
-      created = true
-      return result
-    })
-    const asksForLock = (granted: boolean) => waitFor(async () => value<boolean>(db.pool, `select ${granted ? 'not' : ''} exists (select from pg_locks where not granted and relation = '${blog.likes}'::regclass and mode = 'ShareRowExclusiveLock')`), { what: 'an attempt' })
-    // Twice: asks for it, and gives up; meanwhile the others go on.
-    for (let attempt = 0; attempt < 2; attempt++) {
-      await asksForLock(false)
-      await asksForLock(true)
-      const written = writing.rounds
-      await waitFor(async () => writing.rounds > written + 8, { what: 'likes between two attempts' })
-    }
-    expect(created).toBe(false)
-    for (const client of open) await client.query(`insert into ${blog.likes} (post_id) values (1), (3)`)
-    await open[0].query('commit')
-    await open[1].query('commit')
-    await open[2].query('rollback')
-    expect(await creation).toBe(true)
-    for (let round = 0; round < 3; round++) expect(await tally.counter(blog.counter).audit()).toMatchObject(clean)
-    const written = writing.rounds
-    await waitFor(async () => writing.rounds > written + 50, { what: 'more likes' })
-    await running.disposeAsync()
-    await expectExact(db, tally, blog)
-  })
-
-  test('holds up no like, batch or audit while it is counted', async () => {
-    const gate = await createGate(db, 2000)
-    const { blog, definition } = await createUncounted(db, 3000)
-    let created = false
-    const creation = tally.createCounter(blog.counter, definition(gate.where)).then(() => (created = true))
-    await gate.waiting()
-    // A range is in hand, and nobody waits for it.
-    await like(db.pool, blog, 2001)
-    await db.pool.query(`update ${blog.likes} set post_id = 2999 where post_id = 2001; delete from ${blog.likes} where post_id = 5; update ${blog.posts} set like_count = like_count where id in (2001, 2999)`)
-    await applyAll(db.pool, blog.counter)
-    await db.pool.query('select pgtally.apply_carried($1)', [blog.counter])
-    expect(await tally.counter(blog.counter).audit({ keys: [1, 5, 2001, 2002, 2999] })).toMatchObject({ checkedKeys: 5, drifts: [{ key: '2001', drift: 1 }, { key: '2002', drift: 1 }, { key: '2999', drift: 1 }] })
-    expect(await problems(blog)).toEqual([expect.stringMatching(/backfill is under way.*up to the key 1\d\d\d\./)])
-    expect(created).toBe(false)
-    await gate.open()
-    await creation
-    expect(await problems(blog)).toEqual([])
-    await expectExact(db, tally, blog)
-  })
-
-  test('without backfill says what to do, and is exact when that is done', async () => {
-    const { blog, definition } = await createUncounted(db)
-    expect(await tally.createCounter(blog.counter, definition(), { backfill: false })).toBe(true)
-    await like(db.pool, blog, 1)
-    await tally.drain()
-    expect(await stored(db.pool, blog)).toEqual({ 1: 1 })
-    const [problem = '', ...others] = (await problems(blog)) ?? []
-    expect(others).toEqual([])
-    expect(problem).toMatch(/not counted yet. Run: pgtally reconcile/)
-    const status = startCommand(db.connectionString, ['status'])
-    expect(await status.ended).toMatchObject({ code: 1, stdout: expect.stringContaining('not counted yet') })
-    // Exactly what it says.
-    const remedy = startCommand(db.connectionString, problem.replace(/.*Run: pgtally /, '').split(' '))
-    expect(await remedy.ended).toMatchObject({ code: 0, stdout: expect.stringMatching(/10 corrected/) })
-    expect(await problems(blog)).toEqual([])
-    await expectExact(db, tally, blog)
-  })
-
-  test('created by a command that was killed is completed by the next of the same definition', async () => {
-    const gate = await createGate(db, 2500)
-    const { blog, definition } = await createUncounted(db, 3000)
-    await using command = startCommand(db.connectionString, ['counter', 'create', blog.counter, '--source', blog.likes, '--source-key', 'post_id', '--where', gate.where,
-      '--target', blog.posts, '--target-key', 'id', '--target-column', 'like_count'])
-    const backend = await gate.waiting()
-    await command.kill()
-    await db.pool.query('select pg_terminate_backend($1)', [backend])
-    await gate.open()
-    await waitFor(async () => value<boolean>(db.pool, 'select not exists (select from pg_stat_activity where pid = $1)', [backend]), { what: 'the end of its session' })
-    const before = await unfinished(db, blog)
-    expect(before).toMatchObject({ reason: 'backfill', after_key: expect.stringMatching(/^[12]\d\d\d$/) })
-    const done = Number(before?.after_key)
-    await db.pool.query(`delete from ${blog.likes} where post_id in (10, 1500)`)
-    expect(await tally.createCounter(blog.counter, definition(gate.where), { backfill: false })).toBe(false)
-    expect(await unfinished(db, blog)).toEqual(before)
-    const seen: MeasureProgress[] = []
-    expect(await tally.createCounter(blog.counter, definition(gate.where), { onProgress: (progress) => seen.push(progress) })).toBe(false)
-    // Not again what was done.
-    expect(seen.at(-1)).toMatchObject({ counter: blog.counter, checkedKeys: 3000 - done, driftingKeys: 3000 - done })
-    expect(await unfinished(db, blog)).toBeUndefined()
-    expect(await problems(blog)).toEqual([])
-    await expectExact(db, tally, blog)
-    expect(await tally.createCounter(blog.counter, definition(gate.where), { onProgress: () => expect.unreachable() })).toBe(false)
-  })
-
-  test('that many create at once is exact for each of them when it is told so', async () => {
-    const { blog, definition } = await createUncounted(db, 4000)
-    await using running = new AsyncDisposableStack()
-    running.use(storm(db, blog, { posts: 100, writers: 2 }))
-    const created = await Promise.all(
-      range(1, 6).map(async () => {
-        const result = await tally.createCounter(blog.counter, definition())
-        expect(await tally.counter(blog.counter).audit()).toMatchObject(clean)
-        return result
-      }),
-    )
-    expect(created.filter(Boolean)).toHaveLength(1)
-    await running.disposeAsync()
-    await expectExact(db, tally, blog)
-  })
-})
-
-test('a counter is exact when it is told so, also when somebody has begun its backfill anew meanwhile', async () => {
-  const gate = await createGate(db, 2000)
-  const { blog, definition } = await createUncounted(db, 8000)
-  const creation = tally.createCounter(blog.counter, definition(gate.where))
-  await gate.waiting()
-  const restarting = await db.connect()
-  const backend = await pid(restarting)
-  const restarted = restarting.query('select pgtally.begin_reconciliation($1, true)', [blog.counter])
-  await blocked(db, backend)
-  await gate.open()
-  await restarted
-  expect(await creation).toBe(true)
-  expect(await tally.counter(blog.counter).audit()).toMatchObject(clean)
 })
 
 test('an audit that runs all the time sees no drift while a range is corrected, added, and locked by the application', async () => {

@@ -10,7 +10,7 @@
 -- pgtally's own table nobody else locks rows, so there all keys are added at once.
 --
 -- events: how many were applied, of how many keys; NULL when there was nothing to do. carried: for how many of the keys
--- the delta was not added yet. cut: there was more than max_events, so call again (max_events NULL: never cut). locked_ms: how long rows
+-- the delta was not added yet. packed: how many of those were put off for apply_packed(). cut: there was more than max_events, so call again (max_events NULL: never cut). locked_ms: how long rows
 -- had been locked when this returned.
 --
 -- Errors: TL001 when there is no such counter; TL004, TL005, TL006 as next_boundary(); TL008 as add_deltas(); whatever the
@@ -18,7 +18,7 @@
 -- a delete before its insert: if a constraint on the target objects to that, max_events NULL is the way through.
 create or replace function pgtally.apply_batch(
     counter_name text, max_events integer default 1000000, max_keys integer default 10000,
-    out busy boolean, out events bigint, out keys integer, out carried integer, out cut boolean, out locked_ms double precision
+    out busy boolean, out events bigint, out keys integer, out carried integer, out packed integer, out cut boolean, out locked_ms double precision
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set work_mem = '64MB' as $$
 declare
     counter constant pgtally.counter := pgtally.lock_counter(counter_name);
@@ -55,11 +55,11 @@ begin
             group by pack
             returning cardinality(keys) as keys
         )
-        select s.events, cardinality(s.keys), s.packed_keys + a.carried, a.dropped_events, a.locked_ms
+        select s.events, cardinality(s.keys), s.packed_keys + a.carried, s.packed_keys, a.dropped_events, a.locked_ms
         from (select *, (select coalesce(sum(p.keys), 0) from packed p) as packed_keys from sums where keys is not null offset 0) s,
             pgtally.add_deltas($1, s.keys[:$2], s.deltas[:$2], s.key_events[:$2]) a',
         pgtally.events_query(consumer.queue_id, position.end_boundary, boundary), counter.counter_id)
-    into events, keys, carried, dropped, locked_ms using counter, keys_at_once;
+    into events, keys, carried, packed, dropped, locked_ms using counter, keys_at_once;
 
     if events is not null then
         insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events)

@@ -10,13 +10,15 @@ export interface BatchResult {
   events: number | null
   keys: number | null
   carried: number | null
+  /** How many of the keys were not tried, as too many rows would have been locked at once. */
+  packed: number | null
   /** There is more. */
   cut: boolean
 }
 
 interface Locked {
-  /** So many rows, at most. */
   keys: number | null
+  packed?: number | null
   locked_ms: number | null
 }
 
@@ -42,9 +44,8 @@ export class Applier {
 
   /** Takes the next batch, of `maxEvents` at most, and adds it: as many keys together with it as may be locked at once, the others afterwards. */
   async applyBatch(maxEvents: number | null): Promise<BatchResult> {
-    const maxKeys = this.#maxKeys
-    const result = await this.#apply<BatchResult & Locked>('apply_batch($1::text, $2::int4, $3::int4)', [this.#name, maxEvents, maxKeys])
-    if (result.keys !== null && result.keys > maxKeys) await this.#applyPacked()
+    const result = await this.#apply<BatchResult & Locked>('apply_batch($1::text, $2::int4, $3::int4)', [this.#name, maxEvents, this.#maxKeys])
+    if (result.packed !== null && result.packed > 0) await this.#applyPacked()
     return result
   }
 
@@ -80,11 +81,12 @@ export class Applier {
     return result
   }
 
-  #adapt({ keys, locked_ms: lockedMs }: Locked): void {
+  #adapt({ keys, packed, locked_ms: lockedMs }: Locked): void {
     if (keys === null || lockedMs === null) return
+    const tried = keys - (packed ?? 0)
     // A few rows tell how long a transaction takes, not how long a row does.
-    if (keys < this.#maxKeys && lockedMs < longestLockMs) return
-    const perMs = Math.min(keys, this.#maxKeys) / lockedMs
+    if (tried < this.#maxKeys && lockedMs < longestLockMs) return
+    const perMs = tried / lockedMs
     this.#maxKeys = Math.round(Math.min(Math.max(perMs * longestLockMs, leastKeys), this.#maxKeys * 2, mostKeys))
   }
 

@@ -8,11 +8,15 @@ import { requireInstalled } from '../install/install.ts'
 import { CounterTask } from './counter-task.ts'
 import { dueCounters } from './due-counters.ts'
 import type { DueCounter } from './due-counters.ts'
+import { Horizon } from './horizon.ts'
 import type { Logger } from './logger.ts'
 import { Maintenance } from './maintenance.ts'
 
 export interface WorkerOptions {
-  /** Time between two looks for new events while there are some, in ms. Default 25. The stored counts are about this far behind. */
+  /**
+   * Time between two looks for new events while there are some, in ms. Default 25. The stored counts are about this far behind. While something holds back the
+   * database's oldest transaction (xmin), it is a hundredth of the time that this has lasted, up to a second, if that is more.
+   */
   pollIntervalMs?: number
   /** Time between two looks while there is nothing to do, in ms. Default 100. */
   idlePollIntervalMs?: number
@@ -100,6 +104,7 @@ export class Worker implements AsyncDisposable {
     const { pollIntervalMs, idlePollIntervalMs } = this.#options
     const { signal } = this.#stopping
     const maintenance = new Maintenance(this.#pool, this.#schema, this.#logger)
+    const horizon = new Horizon(this.#pool)
     let delayMs = pollIntervalMs
     let reconnectDelayMs = 0
     let started = false
@@ -114,7 +119,7 @@ export class Worker implements AsyncDisposable {
         }
         const { snapshot, due } = await dueCounters(this.#pool, this.#schema, seen)
         seen = due.length === 0 ? snapshot : undefined
-        delayMs = this.#start(due) ? pollIntervalMs : Math.min(delayMs * 2, idlePollIntervalMs)
+        delayMs = this.#start(due) ? Math.max(pollIntervalMs, await horizon.restMs()) : Math.min(delayMs * 2, idlePollIntervalMs)
         await maintenance.runIfDue()
       } catch (error) {
         // Whatever it is (a lost connection, an upgrade under way), the next round begins by looking what is installed.

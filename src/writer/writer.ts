@@ -117,6 +117,8 @@ export class Writer<K extends Key = Key, M extends Key = Key, C extends string =
   /**
    * Adds the row (key, member), unless it is there; a row that is there keeps the values that it has.
    *
+   * A BEFORE trigger that changes the pair makes the answer one about another pair: `false` then, though a row was added.
+   *
    * @param values of the columns that were named, each as pg would take it; arrays for a json column are sent as JSON
    * @returns whether the row is new, after the commit
    * @throws PgtallyError WRITER_FULL, CLOSED, INVALID_ARGUMENT (the table will not do, a value cannot be sent), OUTCOME_UNKNOWN (the connection was lost while

@@ -6,7 +6,7 @@ import { pgBoss, pgBossSend } from './pg-boss.ts'
 import { pgq, pgque } from './pgq.ts'
 import { slotted } from './slotted.ts'
 import { updateInStatement, updateInTransaction } from './synchronous.ts'
-import { tallyStatement, tallyTrigger } from './tally.ts'
+import { tallyOwnTable, tallyStatement, tallyTrigger } from './tally.ts'
 
 /** Ratios are to the first. */
 export const allMethods: readonly Method[] = [bare, noopTrigger, tallyTrigger, tallyStatement, pgq, pgque, slotted, updateInStatement, updateInTransaction, pgBoss, pgBossSend, graphileWorker]
@@ -18,4 +18,4 @@ export const countingMethods: readonly Method[] = [tallyTrigger, pgq, pgque, slo
 export const laterMethods: readonly Method[] = [tallyTrigger, pgq, pgque, pgBoss, graphileWorker]
 
 /** Those that can be asked to go on for minutes under a held transaction. */
-export const heldMethods: readonly Method[] = [tallyTrigger, updateInStatement, pgq]
+export const heldMethods: readonly Method[] = [tallyTrigger, tallyOwnTable, updateInStatement, pgq]

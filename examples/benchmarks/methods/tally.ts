@@ -3,23 +3,14 @@ import type { Bench } from '../bench.ts'
 import { startProcess } from '../processes.ts'
 import type { Process } from '../processes.ts'
 import { bareStatements, statements, storedInPosts } from './method.ts'
-import type { Method } from './method.ts'
+import type { Method, OpenMethod } from './method.ts'
 
 const trigger = (options: Pick<CounterDefinition, 'rotationPeriodMs'> = {}): Method => ({
   name: 'pgtally',
   async open(bench, tables) {
     const counter = tables.schema
     await bench.tally.createCounter(counter, { source: { table: tables.likes, key: 'post_id' }, target: { table: tables.posts, key: 'id', column: 'like_count' }, ...options })
-    return {
-      ...bareStatements(tables),
-      stored: storedInPosts(tables),
-      consume: (onLine) => startWorker(bench, onLine),
-      settle: () => drain(bench.tally),
-      // Its triggers see the TRUNCATE, so the counts go back to zero by themselves.
-      reset: () => drain(bench.tally),
-      schemas: ['pgtally'],
-      close: () => bench.tally.dropCounter(counter),
-    }
+    return { ...runByTally(bench, counter), ...bareStatements(tables), stored: storedInPosts(tables) }
   },
 })
 
@@ -28,6 +19,17 @@ export const tallyTrigger = trigger()
 
 /** With slots that are changed more often than each five minutes. */
 export const tallyRotating = (rotationPeriodMs: number) => trigger({ rotationPeriodMs })
+
+/** The counts are in pgtally's own table, which no foreign key refers to. */
+export const tallyOwnTable: Method = {
+  name: 'pgtally, counts in a table of its own',
+  async open(bench, tables) {
+    const counter = tables.schema
+    await bench.tally.createCounter(counter, { source: { table: tables.likes, key: 'post_id' } })
+    const { rows } = await bench.pool.query<{ table: string }>('select target_table::text as table from pgtally.counter where name = $1', [counter])
+    return { ...runByTally(bench, counter), ...bareStatements(tables), stored: `select key as post_id, value as n from ${rows[0]?.table}` }
+  },
+}
 
 /** No trigger: the application's own statement emits the event. Nothing makes sure that every like is counted. */
 export const tallyStatement: Method = {
@@ -38,15 +40,22 @@ export const tallyStatement: Method = {
     const { rows } = await bench.pool.query<{ events: string }>('select pgtally.event_table($1)::text as events', [counter])
     const emit = (delta: string) => `insert into ${rows[0]?.events} (ev_key, ev_delta) select post_id, ${delta} from changed`
     return {
+      ...runByTally(bench, counter),
       ...statements(tables, (delta) => emit(`${delta}`), `${emit('count(*)')} group by post_id`),
       stored: storedInPosts(tables),
-      consume: (onLine) => startWorker(bench, onLine),
-      settle: () => drain(bench.tally),
-      reset: () => drain(bench.tally),
-      schemas: ['pgtally'],
-      close: () => bench.tally.dropCounter(counter),
     }
   },
+}
+
+function runByTally(bench: Bench, counter: string): Omit<OpenMethod, 'like' | 'unlike'> {
+  return {
+    consume: (onLine) => startWorker(bench, onLine),
+    settle: () => drain(bench.tally),
+    // Its triggers see the TRUNCATE, so the counts go back to zero by themselves.
+    reset: () => drain(bench.tally),
+    schemas: ['pgtally'],
+    close: () => bench.tally.dropCounter(counter),
+  }
 }
 
 /** A worker process with default settings. With `onLine` it says more, such as each batch's time. */

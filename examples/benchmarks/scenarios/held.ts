@@ -8,7 +8,7 @@ import { halfHot } from '../distributions.ts'
 import { heldMethods } from '../methods/all.ts'
 import { probeLag } from '../probe.ts'
 import { median } from '../results.ts'
-import type { Lines, Metric } from '../results.ts'
+import type { Lines, Metric, Result } from '../results.ts'
 import { singleLikes } from './compare-likes.ts'
 import type { Scenario } from './scenario.ts'
 
@@ -34,38 +34,41 @@ interface Timed {
 export const held: Scenario = {
   name: 'held',
   description: 'likes at full speed while a REPEATABLE READ transaction is held open for minutes',
-  async run(bench) {
-    const { heldSeconds } = bench
-    const beforeSeconds = heldSeconds / 5
-    await using contest = await openContest(bench, heldMethods, { distribution: halfHot, foreignKey: true })
-    await warmUp(bench, contest, halfHot)
-    const chartOf = (id: string, what: string, yTitle: string, logarithmic?: true): Lines => ({
-      id,
-      title: `${what} with a REPEATABLE READ transaction held open from second ${beforeSeconds} on`,
-      xTitle: 's',
-      yTitle,
-      ...(logarithmic && { logarithmic }),
-      lines: [],
-    })
-    const throughput = chartOf('held-throughput', 'Likes per second', 'likes/s')
-    const lag = chartOf('held-lag', 'Lag of the stored count', 'ms', true)
-    const { rows, failed } = await inTurn({ ...bench, repetitions: 1 }, 'held', contest.contestants, metrics, async (contestant) => {
-      const { rates, lags, batches, deadRows } = await likeWhileHeld(bench, contestant, beforeSeconds)
-      const { name } = contestant
-      throughput.lines.push({ name, points: rates.map(({ at, value }) => [at, value]) })
-      if (lags.length > 0) lag.lines.push({ name, points: lags.map(({ at, value }) => [at, value]) })
-      const lastFrom = beforeSeconds + heldSeconds * 0.8
-      const within = (series: readonly Timed[], from: number, to: number) => series.filter(({ at }) => at >= from && at < to).map(({ value }) => value)
-      const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length
-      const before = mean(within(rates, 0, beforeSeconds))
-      const whileHeld = mean(within(rates, beforeSeconds, Infinity))
-      const medians = (key: string, series: readonly Timed[]) =>
-        series.length === 0 ? {} : { [`${key}Before`]: median(within(series, 0, beforeSeconds)), [`${key}Held`]: median(within(series, lastFrom, Infinity)) }
-      return { before, held: whileHeld, share: whileHeld / before, lastShare: mean(within(rates, lastFrom, Infinity)) / before, ...medians('batch', batches), ...medians('lag', lags), deadRows }
-    })
-    const title = `Likes for ${beforeSeconds} s, then ${heldSeconds} s more while a REPEATABLE READ transaction is held open, ${halfHot.name}, ${connections} connections, with a foreign key (medians of batch times and lag)`
-    return [{ id: 'held', title, metrics, rows, notRun: contest.notRun, failed, charts: [throughput, lag] }]
-  },
+  run: async (bench) => [await likesWhileHeld(bench, 'held', false), await likesWhileHeld(bench, 'held-foreign-key', true)],
+}
+
+async function likesWhileHeld(bench: Bench, id: string, foreignKey: boolean): Promise<Result> {
+  const { heldSeconds } = bench
+  const beforeSeconds = heldSeconds / 5
+  await using contest = await openContest(bench, heldMethods, { distribution: halfHot, foreignKey })
+  await warmUp(bench, contest, halfHot)
+  const withKey = foreignKey ? 'with a foreign key' : 'no foreign key'
+  const chartOf = (name: string, what: string, yTitle: string, logarithmic?: true): Lines => ({
+    id: `${id}-${name}`,
+    title: `${what} with a REPEATABLE READ transaction held open from second ${beforeSeconds} on, ${withKey}`,
+    xTitle: 's',
+    yTitle,
+    ...(logarithmic && { logarithmic }),
+    lines: [],
+  })
+  const throughput = chartOf('throughput', 'Likes per second', 'likes/s')
+  const lag = chartOf('lag', 'Lag of the stored count', 'ms', true)
+  const { rows, failed } = await inTurn({ ...bench, repetitions: 1 }, id, contest.contestants, metrics, async (contestant) => {
+    const { rates, lags, batches, deadRows } = await likeWhileHeld(bench, contestant, beforeSeconds)
+    const { name } = contestant
+    throughput.lines.push({ name, points: rates.map(({ at, value }) => [at, value]) })
+    if (lags.length > 0) lag.lines.push({ name, points: lags.map(({ at, value }) => [at, value]) })
+    const lastFrom = beforeSeconds + heldSeconds * 0.8
+    const within = (series: readonly Timed[], from: number, to: number) => series.filter(({ at }) => at >= from && at < to).map(({ value }) => value)
+    const mean = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0) / values.length
+    const before = mean(within(rates, 0, beforeSeconds))
+    const whileHeld = mean(within(rates, beforeSeconds, Infinity))
+    const medians = (key: string, series: readonly Timed[]) =>
+      series.length === 0 ? {} : { [`${key}Before`]: median(within(series, 0, beforeSeconds)), [`${key}Held`]: median(within(series, lastFrom, Infinity)) }
+    return { before, held: whileHeld, share: whileHeld / before, lastShare: mean(within(rates, lastFrom, Infinity)) / before, ...medians('batch', batches), ...medians('lag', lags), deadRows }
+  })
+  const title = `Likes for ${beforeSeconds} s, then ${heldSeconds} s more while a REPEATABLE READ transaction is held open, ${halfHot.name}, ${connections} connections, ${withKey} (medians of batch times and lag)`
+  return { id, title, metrics, rows, notRun: contest.notRun, failed, charts: [throughput, lag] }
 }
 
 async function likeWhileHeld(bench: Bench, contestant: Contestant, beforeSeconds: number) {
