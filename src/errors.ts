@@ -22,6 +22,7 @@ export type PgtallyErrorCode =
   | 'WRITER_FULL'
   | 'CLOSED'
   | 'OUTCOME_UNKNOWN'
+  | 'BATCH_LOST'
 
 export class PgtallyError extends Error {
   override readonly name = 'PgtallyError'
@@ -45,6 +46,7 @@ const ownStates: Readonly<Record<string, PgtallyErrorCode>> = {
   TL008: 'MISSING_TARGET_ROW',
   TL009: 'NOT_APPLICABLE',
   TL010: 'IN_USE',
+  TL011: 'BATCH_LOST',
 }
 
 /** PostgreSQL's own SQLSTATEs as they come up while something is defined, with what to do about them. */

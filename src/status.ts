@@ -41,9 +41,30 @@ export interface QueueStatus {
   slotBytes: number[]
 }
 
+/** A consumer that is not a counter. */
+export interface ConsumerStatus {
+  queue: string
+  name: string
+  /** Events that it has not finished. */
+  pendingEvents: number
+  /** Age of the oldest of them, in seconds; 0 when there is none. */
+  lagSeconds: number
+  /** Batches that were given and are not finished. */
+  openBatches: number
+  /** ISO 8601, as are the other times. */
+  lastBatchAt: string | null
+  /** Events that failed and will be given again. */
+  retryingEvents: number
+  deadLetters: number
+  pausedAt: string | null
+  lastError: string | null
+  lastErrorAt: string | null
+}
+
 export interface Status {
   counters: CounterStatus[]
   queues: QueueStatus[]
+  consumers: ConsumerStatus[]
   /** Age of the oldest transaction that this role can see, prepared ones included, in seconds; null when there is none. */
   oldestTransactionSeconds: number | null
 }
@@ -67,6 +88,10 @@ export async function readStatus(pool: Pool, schema: string): Promise<Status> {
         'pendingEvents', pending_events, 'lagSeconds', ${seconds('lag')},
         'currentSlot', current_slot, 'slotBytes', slot_bytes)), '[]')
         from ${schema}.queue_status()),
+      'consumers', (select coalesce(json_agg(json_build_object(
+        'queue', queue, 'name', name, 'pendingEvents', pending_events, 'lagSeconds', ${seconds('lag')}, 'openBatches', open_batches, 'lastBatchAt', last_batch_at,
+        'retryingEvents', retrying_events, 'deadLetters', dead_letters, 'pausedAt', paused_at, 'lastError', last_error, 'lastErrorAt', last_error_at)), '[]')
+        from ${schema}.consumer_status()),
       'oldestTransactionSeconds', ${seconds(`clock_timestamp() - ${schema}.oldest_transaction()`)}
     )::text as status`,
   )

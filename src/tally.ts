@@ -1,4 +1,5 @@
 import type { Pool } from 'pg'
+import type { z } from 'zod'
 
 import { Counter } from './counters/counter.ts'
 import type { TransactionToken } from './counters/counter.ts'
@@ -10,6 +11,12 @@ import { query } from './executor.ts'
 import type { Executor } from './executor.ts'
 import { install, uninstall } from './install/install.ts'
 import type { InstallResult } from './install/install.ts'
+import { Consumer } from './queue/consumer.ts'
+import type { ConsumerOptions } from './queue/consumer.ts'
+import { parseDefinition } from './queue/definition.ts'
+import type { ConsumerDefinition, ConsumerMode } from './queue/definition.ts'
+import { Queue, createQueue, dropQueue } from './queue/queue.ts'
+import type { QueueOptions } from './queue/queue.ts'
 import { rebase } from './queue/rebase.ts'
 import type { RebasedQueue } from './queue/rebase.ts'
 import { checkSchemaName, defaultSchema } from './schema.ts'
@@ -109,6 +116,53 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
    */
   worker(options: WorkerOptions = {}): Worker {
     return new Worker(this.#pool, this.schema, options)
+  }
+
+  /**
+   * Makes a queue of events of the application's own, for consumers and counters to follow. (A counter has one already.) The same again changes nothing.
+   *
+   * @returns whether it was made
+   * @throws PgtallyError INVALID_ARGUMENT, DEFINITION_CONFLICT (a different one has the name), NOT_INSTALLED
+   */
+  async createQueue(name: string, options: QueueOptions = {}): Promise<boolean> {
+    return createQueue(this.#pool, this.schema, name, options)
+  }
+
+  /**
+   * Removes a queue with its events.
+   *
+   * @throws PgtallyError NOT_FOUND, IN_USE (it has counters or consumers), LOCK_TIMEOUT, NOT_INSTALLED
+   */
+  async dropQueue(name: string): Promise<void> {
+    await dropQueue(this.#pool, this.schema, name)
+  }
+
+  /** A handle to a queue by name, whether it exists or not: to insert events, and to manage its consumers and their dead letters. */
+  queue(name: string): Queue {
+    return new Queue(name, this.schema, this.#pool)
+  }
+
+  /**
+   * Starts a consumer of a queue in this process. Any number of processes may run the same one: each batch is handled by one of them, and that of one that dies by
+   * another. In the default mode, what the handler does with `batch.client` commits together with the end of the batch: it happens exactly once.
+   *
+   * @throws PgtallyError INVALID_ARGUMENT (what will not do in the definition; what is wrong with the queue, `done` says)
+   *
+   * @example
+   * ```ts
+   * await using notifier = tally.consumer({
+   *   queue: 'post_likes',
+   *   name: 'notifier',
+   *   handler: async (batch) => {
+   *     for await (const { key, delta } of batch) {
+   *       if (delta > 0) await batch.client.query('insert into notifications (post_id) values ($1)', [key])
+   *     }
+   *   },
+   * })
+   * ```
+   */
+  consumer<S extends z.ZodType = z.ZodUnknown, M extends ConsumerMode = 'transactional'>(definition: ConsumerDefinition<S, M>, options: ConsumerOptions = {}): Consumer {
+    return new Consumer(this.#pool, this.schema, parseDefinition(definition), options)
   }
 
   /**

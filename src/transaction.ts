@@ -10,6 +10,8 @@ export interface TransactionOptions {
    * should a crash take the last ones away, it takes both the counts and the position.
    */
   asynchronousCommit?: boolean
+  /** When it is aborted before `work` has ended, the connection is closed instead of rolled back: `work` may go on using it. */
+  signal?: AbortSignal
 }
 
 /**
@@ -19,7 +21,7 @@ export interface TransactionOptions {
 export async function inTransaction<T>(
   pool: Pool,
   work: (client: PoolClient) => Promise<T>,
-  { asynchronousCommit = false }: TransactionOptions = {},
+  { asynchronousCommit = false, signal }: TransactionOptions = {},
 ): Promise<T> {
   const client = await connect(pool)
   let broken: boolean | Error = false
@@ -29,9 +31,12 @@ export async function inTransaction<T>(
     await client.query('COMMIT')
     return result
   } catch (error) {
-    await client.query('ROLLBACK').catch((rollbackError: Error) => {
-      broken = rollbackError
-    })
+    if (signal?.aborted) broken = true
+    else {
+      await client.query('ROLLBACK').catch((rollbackError: Error) => {
+        broken = rollbackError
+      })
+    }
     throw error
   } finally {
     release(client, broken)

@@ -59,6 +59,9 @@ export async function paced(bench: Bench, act: Act, perSecond: number, stopping:
   })
 }
 
+/** For whoever wants a client: one whose statements are sent by `send`, in another form or not at all. */
+export const sendingBy = (send: (text: string, values: unknown[]) => Promise<unknown>) => ({ query: send }) as unknown as pg.Client
+
 /** Runs one statement that only prepares something, without waiting for each of its commits. */
 export async function prepare(bench: Bench, statement: string): Promise<void> {
   await withClients(

@@ -4,7 +4,7 @@ create or replace function pgtally.counter_definition(counter_name text) returns
 language sql stable set search_path = pg_catalog, pg_temp as $$
     select jsonb_build_object(
         'queue', q.name, 'key_type', q.key_type, 'rotation_period', case when q.name = k.name then q.rotation_period end, 'retain', case when q.name = k.name then q.retain end,
-        'source', s.source_table::text, 'source_key', s.source_key, 'where', s.where_condition, 'sum', s.sum_expression,
+        'source', s.source_table::text, 'source_key', s.source_key, 'where', s.where_condition, 'sum', s.sum_expression, 'data', to_jsonb(s.data_columns),
         'target', case when not k.own_target then k.target_table::text end,
         'target_key', case when not k.own_target then k.target_key end,
         'target_column', case when not k.own_target then k.target_column end,

@@ -9,7 +9,7 @@ returns table (
     name text, queue text, source text, target text, pending_events bigint, lag interval, carried_keys bigint,
     events bigint, batches bigint, dropped_events bigint, last_batch_at timestamptz, last_error text, last_error_at timestamptz, problems text[]
 )
-language plpgsql stable set search_path = pg_catalog, pg_temp set jit = off as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
     counter record;

@@ -1,6 +1,7 @@
 -- create_counter(counter_name, …): defines a counter, and with it its queue and its triggers.
 --
--- source, source_key: the table whose rows are counted by that column. where_condition: only rows for which it is true.
+-- source, source_key: the table whose rows are counted by that column. source_data: columns that each row's event brings along, as a JSON object, for consumers
+-- of the queue; without it the rows of a statement are summed to one event for each key. where_condition: only rows for which it is true.
 -- sum_expression: adds up this whole number instead of counting. target, target_key, target_column: where the count is
 -- stored; without a target, in pgtally's own table count_<counter_id>. on_missing: what becomes of a key without a row in
 -- the target: drop, insert or error; the default is drop, and insert for pgtally's own table. key_type: for a counter with
@@ -20,7 +21,7 @@ create or replace function pgtally.create_counter(
     source regclass default null, source_key name default null, where_condition text default null, sum_expression text default null,
     target regclass default null, target_key name default null, target_column name default null,
     on_missing text default null, key_type text default null, queue text default null,
-    rotation_period interval default null, retain interval default '0'
+    rotation_period interval default null, retain interval default '0', source_data name[] default null
 ) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
 #variable_conflict use_variable
@@ -41,8 +42,8 @@ begin
     elsif (source is null) <> (source_key is null) then
         raise exception 'Counter "%": source and source_key belong together', counter_name
             using errcode = 'TL003', hint = 'Give both, or neither for a counter of events from insert_event().';
-    elsif source is null and (where_condition is not null or sum_expression is not null) then
-        raise exception 'Counter "%": where_condition and sum_expression need a source', counter_name
+    elsif source is null and (where_condition is not null or sum_expression is not null or source_data is not null) then
+        raise exception 'Counter "%": where_condition, sum_expression and source_data need a source', counter_name
             using errcode = 'TL003', hint = 'Name the source whose rows they are about.';
     elsif num_nulls(target, target_key, target_column) not in (0, 3) then
         raise exception 'Counter "%": target, target_key and target_column belong together', counter_name
@@ -66,6 +67,7 @@ begin
         source_type := pgtally.require_key_column(counter_name, source, source_key);
         where_condition := pgtally.source_expression(source, where_condition, true);
         sum_expression := pgtally.source_expression(source, sum_expression, false);
+        perform pgtally.require_data_columns(counter_name, source, source_data);
     end if;
     if target is not null then
         target_type := pgtally.require_key_column(counter_name, target, target_key);
@@ -92,7 +94,7 @@ begin
 
     wanted := jsonb_build_object(
         'queue', coalesce(queue, counter_name), 'key_type', source_type, 'rotation_period', case when queue is null then rotation_period end, 'retain', case when queue is null then retain end,
-        'source', source::text, 'source_key', source_key, 'where', where_condition, 'sum', sum_expression,
+        'source', source::text, 'source_key', source_key, 'where', where_condition, 'sum', sum_expression, 'data', to_jsonb(source_data),
         'target', target::text, 'target_key', target_key, 'target_column', target_column,
         'on_missing', coalesce(on_missing, case when target is null then 'insert' else 'drop' end));
     present := pgtally.counter_definition(counter_name);
@@ -144,8 +146,8 @@ begin
         coalesce(target_key, 'key'), coalesce(target_column, 'value'), wanted ->> 'on_missing', target is null);
 
     if source is not null then
-        insert into pgtally.source (queue_id, source_table, source_key, where_condition, sum_expression, tables)
-        values (number, source, source_key, where_condition, sum_expression, '{}');
+        insert into pgtally.source (queue_id, source_table, source_key, where_condition, sum_expression, data_columns, tables)
+        values (number, source, source_key, where_condition, sum_expression, source_data, '{}');
         perform pgtally.create_source(number);
     end if;
     if exists (select from pgtally.source s where s.queue_id = number) then

@@ -5,9 +5,11 @@
 -- and one on a partition the partition's only: each gets its own (sync_triggers). TRUNCATE fires those of each table it
 -- empties.
 --
--- The rows of a statement are summed by key. Most statements have one row, which is spared that: to sum it would cost 9 us of the server's time, to
+-- The rows of a statement are summed by key, unless they have data to bring. Most statements have one row, which is spared that: to sum it would cost 9 us of the server's time, to
 -- ask in a statement before whether there are more 4 us, and to ask within the statement next to nothing; an INSERT of one row takes 57 us,
 -- and 95 us with this (PostgreSQL 15, 16 connections; docs/benchmarks.md has what else was tried).
+--
+-- With data columns each row is an event of its own; an UPDATE takes back the old row and gives the new one, unless they are the same in key, delta and data.
 --
 -- The functions run with their owner's rights, so a writer needs none on pgtally. A SET search_path would cost a writer
 -- some throughput, so where no expression is involved there is none: every name and operator is qualified instead (a test
@@ -23,18 +25,22 @@ declare
     delta text;
     plus text;
     minus text;
+    data text := '';
     condition text;
     emit text;
     emit_sums text;
-    of_changes constant text := ') changed(key, delta) group by 1 having pgtally.sum_delta(changed.delta) operator(pg_catalog.<>) 0';
+    of_changes text := ') changed(key, delta) group by 1 having pgtally.sum_delta(changed.delta) operator(pg_catalog.<>) 0';
     operation text;
     body text;
 begin
     select * into strict queue from pgtally.queue q where q.queue_id = queue_id;
     select * into strict source from pgtally.source s where s.queue_id = queue_id;
     delta := format('(%s)::pg_catalog.int8', coalesce(source.sum_expression, '1'));
-    plus := format('select %I, %s from ', source.source_key, delta);
-    minus := format('select %I, pg_catalog.int8um(%s) from ', source.source_key, delta);
+    if source.data_columns is not null then
+        data := format(', pg_catalog.jsonb_build_object(%s)', (select string_agg(format('%L, %I', c, c), ', ' order by n) from unnest(source.data_columns) with ordinality u(c, n)));
+    end if;
+    plus := format('select %I, %s%s from ', source.source_key, delta, data);
+    minus := format('select %I, pg_catalog.int8um(%s)%s from ', source.source_key, delta, data);
     condition := format(' where %I is not null', source.source_key) || coalesce(' and (' || source.where_condition || ')', '');
     if source.sum_expression is not null then
         -- Neither 0 nor NULL.
@@ -42,14 +48,19 @@ begin
     end if;
     emit := format('insert into pgtally.event_%s (ev_key, ev_delta) ', queue_id);
     emit_sums := emit || 'select changed.key, pgtally.sum_delta(changed.delta) from (';
+    if data <> '' then
+        emit := format('insert into pgtally.event_%s (ev_key, ev_delta, ev_data) ', queue_id);
+        emit_sums := emit || 'select changed.key, pgtally.sum_delta(changed.delta), changed.data from (';
+        of_changes := ') changed(key, delta, data) group by 1, 3 having pgtally.sum_delta(changed.delta) operator(pg_catalog.<>) 0';
+    end if;
 
     for operation, body in
-        select change.operation, format(
+        select change.operation, case when data <> '' then emit || change.selection || condition || ';' else format(
             '%s and not exists (select from %s offset 1);
             if not found then
                 %s;
             end if;',
-            emit || change.selection || condition, change.rows, emit_sums || change.selection || condition || of_changes)
+            emit || change.selection || condition, change.rows, emit_sums || change.selection || condition || of_changes) end
         from (values ('insert', 'new_rows', plus || 'new_rows'), ('delete', 'old_rows', minus || 'old_rows')) change(operation, rows, selection)
         union all
         values ('update', emit_sums || plus || 'new_rows' || condition || ' union all ' || minus || 'old_rows' || condition || of_changes || ';')
@@ -73,7 +84,7 @@ begin
     return null;
 end
 $body$,
-            emit_sums || minus || 'only ', condition || of_changes));
+            case when data <> '' then emit else emit_sums end || minus || 'only ', condition || case when data <> '' then '' else of_changes end));
     for operation in select unnest(array['insert', 'update', 'delete', 'truncate']) loop
         execute format('revoke all on function pgtally.source_%s_%s() from public', queue_id, operation);
     end loop;

@@ -7,7 +7,7 @@ returns table (
     name text, key_type text, rotation_period interval, consumers text[], pending_events bigint, lag interval,
     current_slot integer, slot_bytes bigint[]
 )
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
 declare
     queue record;
@@ -27,13 +27,12 @@ begin
             select pg_total_relation_size(format('pgtally.event_%s_%s', queue.queue_id, slot)::regclass)
             from generate_series(0, 2) slot order by slot);
         for consumer in
-            select c.name, p.end_boundary, p.start_boundary, p.finished_at
-            from pgtally.consumer c, lateral pgtally.consumer_position(c.consumer_id) p
+            select c.name, pgtally.unfinished_since(c.consumer_id) as boundary
+            from pgtally.consumer c
             where c.queue_id = queue.queue_id order by c.name
         loop
             consumers := consumers || consumer.name;
-            execute format('select count(*), min(ev_time) from (%s) e', pgtally.events_query(queue.queue_id,
-                case when consumer.finished_at is null then consumer.start_boundary else consumer.end_boundary end, null))
+            execute format('select count(*), min(ev_time) from (%s) e', pgtally.events_query(queue.queue_id, consumer.boundary, null))
             into pending, oldest;
             pending_events := greatest(pending_events, pending);
             lag := greatest(lag, clock_timestamp() - oldest); -- ignores a NULL

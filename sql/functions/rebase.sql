@@ -10,7 +10,7 @@
 -- from restored ones by the row's xmin: the index of the whole table became valid when the rows of all slots were there and indexed,
 -- before any trigger was made. (That of one slot says nothing about the others: pg_restore may fill those later.)
 --
--- An open batch is forgotten; its consumer is given the events again. Writers are not disturbed. Returns the number of events that
+-- Open batches are forgotten; their consumers are given the events again. Writers are not disturbed. Returns the number of events that
 -- are pending; NULL when the positions were this cluster's already.
 --
 -- Errors: TL001 when there is no such queue; TL004 when the transaction is not READ COMMITTED.
@@ -49,14 +49,16 @@ begin
     -- For each event a text of one flag for each consumer: whether it is pending for that.
     for consumer in
         select c.system_identifier = own_cluster as own,
-            case when p.finished_at is null then p.start_boundary else p.end_boundary end as position
+            format('not pg_visible_in_snapshot(e.ev_txid, %L)', p.end_boundary) || coalesce((
+                select string_agg(format(' or not pg_visible_in_snapshot(e.ev_txid, %L) and pg_visible_in_snapshot(e.ev_txid, %L)', b.start_boundary, b.end_boundary), '')
+                from pgtally.batch b where b.consumer_id = c.consumer_id and b.finished_at is null), '') as pending
         from pgtally.consumer c, lateral pgtally.consumer_position(c.consumer_id) p
         where c.queue_id = id order by c.consumer_id
     loop
         flags := flags || format(
-            case when consumer.own then ' || (not (%1$s) and not pg_visible_in_snapshot(e.ev_txid, %2$L))::integer'
-                else ' || (not (%1$s) or not pg_visible_in_snapshot(e.ev_txid, %2$L))::integer' end,
-            restored, consumer.position);
+            case when consumer.own then ' || (not (%1$s) and (%2$s))::integer'
+                else ' || (not (%1$s) or %2$s)::integer' end,
+            restored, consumer.pending);
     end loop;
     -- What has not finished at the boundary keeps its id and will be in a batch by that. All else stays the same
     -- from one of these statements to the next.
@@ -76,6 +78,7 @@ begin
         where c.queue_id = id order by c.consumer_id
     loop
         number := number + 1;
+        update pgtally.failed_event f set batch_id = null where f.consumer_id = consumer.consumer_id and f.batch_id is not null;
         delete from pgtally.batch b where b.consumer_id = consumer.consumer_id;
         insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events)
         select consumer.consumer_id, b.position, b.position, clock_timestamp(), consumer.batches, consumer.events, consumer.dropped_events

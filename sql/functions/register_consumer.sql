@@ -14,6 +14,9 @@ begin
     if consumer_name is null or consumer_name = '' then
         raise exception 'A consumer of queue "%" needs a name', queue_name
             using errcode = 'TL003', hint = 'Give a name that is not empty.';
+    elsif octet_length(consumer_name) > 200 then
+        raise exception 'Queue "%": a consumer''s name of % bytes is too long', queue_name, octet_length(consumer_name)
+            using errcode = 'TL003', hint = 'Use 200 bytes or less.';
     end if;
     -- Twenty at once: one inserts, the others wait here for it. The foreign key takes FOR KEY SHARE on the queue's row,
     -- which rotate() locks FOR UPDATE: no slot is emptied between the boundary taken below and its commit.

@@ -29,11 +29,12 @@ begin
     select c.* into consumer from pgtally.consumer c where c.consumer_id = id;
     perform pgtally.require_own_cluster(consumer);
     position := pgtally.consumer_position(id);
-    boundary := case when position.finished_at is null then position.start_boundary else position.end_boundary end;
+    boundary := pgtally.unfinished_since(id);
     execute format('select ev_txid from pgtally.event_%s where ev_time >= $1 order by ev_txid limit 1', consumer.queue_id) into first_txid using since;
     if first_txid < pg_snapshot_xmax(boundary) then
         boundary := pgtally.cut_boundary(boundary, first_txid);
     end if;
+    update pgtally.failed_event f set batch_id = null where f.consumer_id = id and f.batch_id is not null;
     -- With none of the old rows: rotate() would take a later one for settled.
     delete from pgtally.batch b where b.consumer_id = id;
     insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events)

@@ -30,6 +30,8 @@ create table pgtally.source (
     -- Both as the server itself writes them out (pg_get_expr), with every constant and cast resolved.
     where_condition text,
     sum_expression text,
+    -- With these columns as its data, each row is an event of its own.
+    data_columns name[],
     -- The table and its partitions when the triggers were last seen to: of what has come or gone since, the rows were not counted.
     tables regclass[] not null
 );
@@ -42,15 +44,17 @@ create table pgtally.consumer (
     name text not null check (name <> ''),
     -- Transaction ids mean nothing in another cluster (pg_control_system), so neither do the boundaries.
     system_identifier bigint not null,
+    -- Since then it is given no batch.
+    paused_at timestamptz,
     last_error text,
     last_error_at timestamptz,
     created_at timestamptz not null default now(),
     unique (queue_id, name)
 );
 
--- The newest row of a consumer is its position: the open batch while finished_at is null, otherwise the end of the
--- last one. Append-only for the same reason: the newest row is the first that a backward index scan meets, however
--- many dead ones lie behind it. rotate() deletes what is no longer needed.
+-- The newest row of a consumer is its position: the next batch begins where that one ends. Those with finished_at null are open. Append-only
+-- for the same reason: the newest row is the first that a backward index scan meets, however many dead ones lie behind it.
+-- rotate() deletes what is no longer needed.
 create table pgtally.batch (
     batch_id bigint generated always as identity primary key,
     -- No foreign key: its check would lock the consumer's row once more for every batch.
@@ -58,12 +62,39 @@ create table pgtally.batch (
     start_boundary pg_snapshot not null,
     end_boundary pg_snapshot not null,
     finished_at timestamptz,
+    -- How often it was claimed; 0 when next_batch() opened it. The newest claim is the one that may finish it, and nobody else may claim it until then.
+    claim integer not null default 0,
+    claimed_until timestamptz,
     -- Totals of the consumer up to this batch; events and dropped_events are kept for counters only.
     batches bigint not null,
     events bigint not null,
     dropped_events bigint not null,
     unique (consumer_id, batch_id)
 );
+-- Counters finish their batches as they open them, so they never write here.
+create index on pgtally.batch (consumer_id, batch_id) where finished_at is null;
+
+-- Events that a consumer could not handle: given to it again at retry_at, or, where that is null, dead letters. They hold up nothing.
+create table pgtally.failed_event (
+    failed_event_id bigint generated always as identity primary key,
+    consumer_id integer not null references pgtally.consumer on delete cascade,
+    ev_id text not null,
+    ev_time timestamptz not null,
+    ev_key text not null,
+    ev_delta bigint not null,
+    ev_data jsonb,
+    -- How often it was handled in vain.
+    attempts integer not null,
+    reason text not null,
+    failed_at timestamptz not null default clock_timestamp(),
+    retry_at timestamptz,
+    -- It failed together with others: to find out which of them it is, it is given again without them.
+    alone boolean not null default false,
+    -- The open batch that it is given with.
+    batch_id bigint
+);
+create index on pgtally.failed_event (consumer_id, retry_at);
+create index on pgtally.failed_event (batch_id) where batch_id is not null;
 
 create table pgtally.counter (
     counter_id integer primary key references pgtally.consumer,

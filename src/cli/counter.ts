@@ -12,6 +12,7 @@ interface CreateOptions extends ConnectionOptions {
   sourceKey?: string
   where?: string
   sum?: string
+  data?: string[]
   target?: string
   targetKey?: string
   targetColumn?: string
@@ -40,6 +41,7 @@ function createCommand(): Command {
     .option('--source-key <column>', 'the column that says for what each row counts')
     .option('--where <sql>', 'count only rows for which this condition is true')
     .option('--sum <sql>', 'add up this whole number instead of counting rows')
+    .option('--data <columns>', 'columns, separated by commas, that consumers get with each event', (text) => text.split(','))
     .option('--target <table>', "the table to store the count in (default: a table of pgtally's own)")
     .option('--target-key <column>', 'its key column')
     .option('--target-column <column>', 'its column for the count')
@@ -66,11 +68,11 @@ function definition(options: CreateOptions): CounterDefinition {
   const { source: table, sourceKey, target, targetKey, targetColumn } = options
   const source = together({ '--source': table, '--source-key': sourceKey })
   const stored = together({ '--target': target, '--target-key': targetKey, '--target-column': targetColumn })
-  if (source === undefined && (options.where ?? options.sum) !== undefined) {
-    throw new PgtallyError('INVALID_ARGUMENT', '--where and --sum need --source, whose rows they are about.')
+  if (source === undefined && (options.where ?? options.sum ?? options.data) !== undefined) {
+    throw new PgtallyError('INVALID_ARGUMENT', '--where, --sum and --data need --source, whose rows they are about.')
   }
   return {
-    source: source && { table: source['--source'], key: source['--source-key'], where: options.where, sum: options.sum },
+    source: source && { table: source['--source'], key: source['--source-key'], where: options.where, sum: options.sum, data: options.data },
     target: stored && { table: stored['--target'], key: stored['--target-key'], column: stored['--target-column'] },
     onMissing: options.onMissing,
     keyType: options.keyType,

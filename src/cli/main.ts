@@ -6,6 +6,7 @@ import { Command, CommanderError } from 'commander'
 import { describeError } from '../errors.ts'
 import { auditCommand } from './audit.ts'
 import { exitCodeFor, wrongUsage } from './command.ts'
+import { consumerCommand } from './consumer.ts'
 import { counterCommand } from './counter.ts'
 import { demoCommand } from './demo.ts'
 import { drainCommand } from './drain.ts'
@@ -26,6 +27,7 @@ const commands = [
   installCommand(),
   uninstallCommand(),
   counterCommand(),
+  consumerCommand(),
   workerCommand(),
   drainCommand(),
   statusCommand(),

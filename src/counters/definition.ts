@@ -2,7 +2,7 @@ import { z } from 'zod'
 
 import { PgtallyError } from '../errors.ts'
 
-const keyTypes = ['smallint', 'integer', 'bigint', 'uuid', 'text'] as const
+export const keyTypes = ['smallint', 'integer', 'bigint', 'uuid', 'text'] as const
 
 /** The type of a queue's keys. `varchar` columns count as `text`. */
 export type KeyType = (typeof keyTypes)[number]
@@ -10,7 +10,7 @@ export type KeyType = (typeof keyTypes)[number]
 const name = z.string().min(1)
 
 const definitionSchema = z.strictObject({
-  source: z.strictObject({ table: name, key: name, where: name.optional(), sum: name.optional() }).optional(),
+  source: z.strictObject({ table: name, key: name, where: name.optional(), sum: name.optional(), data: z.array(name).min(1).readonly().optional() }).optional(),
   target: z.strictObject({ table: name, key: name, column: name }).optional(),
   onMissing: z.enum(['drop', 'insert', 'error']).optional(),
   keyType: z.enum(keyTypes).optional(),
@@ -26,8 +26,10 @@ export interface CounterDefinition {
    * - `key`: the column that says for what each row counts.
    * - `where`: SQL condition on a row's columns; only rows for which it is true count.
    * - `sum`: SQL expression for a whole number to add up, instead of counting 1 for each row.
+   * - `data`: columns that consumers of the queue get with each event, such as `['user_id']`. Each row is an event of its own then; otherwise those of a statement
+   *   are summed by key, which is faster.
    */
-  source?: { table: string; key: string; where?: string | undefined; sum?: string | undefined } | undefined
+  source?: { table: string; key: string; where?: string | undefined; sum?: string | undefined; data?: readonly string[] | undefined } | undefined
   /** The column that the count is stored in. Without one, counts are kept in a table of pgtally's own. */
   target?: { table: string; key: string; column: string } | undefined
   /**
@@ -46,7 +48,7 @@ export interface CounterDefinition {
 }
 
 /** The arguments of the SQL function create_counter(), by name. */
-export type CreateCounterArguments = Record<string, string | undefined>
+export type CreateCounterArguments = Record<string, string | readonly string[] | undefined>
 
 /** @throws PgtallyError INVALID_DEFINITION */
 export function createCounterArguments(counterName: string, definition: CounterDefinition): CreateCounterArguments {
@@ -61,6 +63,7 @@ export function createCounterArguments(counterName: string, definition: CounterD
     source_key: source?.key,
     where_condition: source?.where,
     sum_expression: source?.sum,
+    source_data: source?.data,
     target: target?.table,
     target_key: target?.key,
     target_column: target?.column,
@@ -88,7 +91,7 @@ type NumberColumn<T> = { [C in keyof T & string]: [Extract<UpdateType<T[C]>, num
 type KeyColumn<T> = { [C in keyof T & string]: [Extract<SelectType<T[C]>, Key>] extends [never] ? never : C }[keyof T & string]
 
 type TypedSource<DB> = {
-  [T in keyof DB & string]: { table: T; key: KeyColumn<DB[T]>; where?: string; sum?: string }
+  [T in keyof DB & string]: { table: T; key: KeyColumn<DB[T]>; where?: string; sum?: string; data?: readonly (keyof DB[T] & string)[] }
 }[keyof DB & string]
 type TypedTarget<DB> = {
   [T in keyof DB & string]: { table: T; key: KeyColumn<DB[T]>; column: NumberColumn<DB[T]> }

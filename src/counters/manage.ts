@@ -12,6 +12,7 @@ const argumentTypes: Readonly<Record<string, string>> = {
   source: 'text::regclass',
   target: 'text::regclass',
   source_key: 'text::name',
+  source_data: 'text[]::name[]',
   target_key: 'text::name',
   target_column: 'text::name',
   rotation_period: 'text::interval',

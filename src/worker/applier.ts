@@ -24,7 +24,8 @@ interface Locked {
 
 /** No transaction shall keep rows of the application locked for much longer. */
 const longestLockMs = 100
-const leastKeys = 100
+const keysPerPack = 100
+const leastKeys = keysPerPack
 const firstKeys = 10_000
 const mostKeys = 100_000
 const lockAttempts = 10
@@ -66,7 +67,7 @@ export class Applier {
 
   /** After a statement timeout: try with less. */
   takeLess(): void {
-    this.#maxKeys = Math.max(this.#maxKeys >> 3, leastKeys)
+    this.#maxKeys = Math.max(Math.round(this.#maxKeys / 8 / keysPerPack) * keysPerPack, leastKeys)
   }
 
   async #applyPacked(): Promise<void> {
@@ -86,8 +87,9 @@ export class Applier {
     const tried = keys - (packed ?? 0)
     // A few rows tell how long a transaction takes, not how long a row does.
     if (tried < this.#maxKeys && lockedMs < longestLockMs) return
-    const perMs = tried / lockedMs
-    this.#maxKeys = Math.round(Math.min(Math.max(perMs * longestLockMs, leastKeys), this.#maxKeys * 2, mostKeys))
+    const keysInTime = (tried / lockedMs) * longestLockMs
+    const packs = Math.round(Math.min(keysInTime, this.#maxKeys * 2, mostKeys) / keysPerPack)
+    this.#maxKeys = Math.max(packs * keysPerPack, leastKeys)
   }
 
   /**

@@ -9,6 +9,8 @@ import { hot } from './hot.ts'
 import { idle } from './idle.ts'
 import { lag } from './lag.ts'
 import { mix } from './mix.ts'
+import { prepared } from './prepared.ts'
+import { profile } from './profile.ts'
 import { readCounts } from './reads.ts'
 import { rotation } from './rotation.ts'
 import type { Scenario } from './scenario.ts'
@@ -17,4 +19,4 @@ import { triggers } from './triggers.ts'
 import { writer } from './writer.ts'
 
 // The idle one first: after the others, autovacuum has work, and takes transaction ids.
-export const scenarios: readonly Scenario[] = [idle, hot, zipfian, evenly, triggers, bulk, mix, writer, apply, endToEnd, lag, held, rotation, readCounts, fresh, backfill, audit]
+export const scenarios: readonly Scenario[] = [idle, hot, zipfian, evenly, triggers, prepared, bulk, mix, writer, apply, profile, endToEnd, lag, held, rotation, readCounts, fresh, backfill, audit]

@@ -1,12 +1,16 @@
+import type pg from 'pg'
+
 import type { Bench } from '../bench.ts'
+import { createTally } from '../../../src/index.ts'
 import { prepare } from '../clients.ts'
 import { inTurn } from '../contest.ts'
+import { drain } from '../methods/tally.ts'
 import { watchRowLocks } from '../row-locks.ts'
 import type { Metric, Result } from '../results.ts'
 import type { Scenario } from './scenario.ts'
 
 const allEvents = 1_000_000
-const manyKeys = 100_000
+const allKeys = 100_000
 const eventsPerTransaction = 1000
 
 const metrics: Metric[] = [
@@ -14,7 +18,7 @@ const metrics: Metric[] = [
   { key: 'locked', title: 'longest row lock ms' },
 ]
 
-interface Target {
+export interface Target {
   id: string
   title: string
   keys: number
@@ -29,23 +33,18 @@ export const apply: Scenario = {
   name: 'apply',
   description: 'a backlog of events to committed counters: one key, 100,000 keys, a table of its own',
   async run(bench) {
-    const { pool, tally, divisor } = bench
-    const keys = manyKeys / divisor
-    await pool.query(`
-      create table wide (id bigint primary key, title text, like_count bigint not null default 0) with (fillfactor = 50);
-      insert into wide select n, repeat('x', 100) from generate_series(1, ${keys}) n`)
-    await tally.createCounter('wide', { target: { table: 'wide', key: 'id', column: 'like_count' } })
+    const { pool, tally } = bench
+    const manyKeys = await createUserTarget(bench)
+    const { keys } = manyKeys
     await tally.createCounter('own', {})
-    const wide = { counter: 'wide', table: 'wide', key: 'id', column: 'like_count' }
     const own = { counter: 'own', table: `pgtally.count_${await counterId(bench, 'own')}`, key: 'key', column: 'value' }
     // So that all rows are there.
     await pool.query(`insert into ${own.table} (key, value) select n, 0 from generate_series(1, ${keys}) n`)
-    const many = keys.toLocaleString('en-US')
     const results: Result[] = []
     for (const target of [
-      { ...wide, id: 'apply-one-key', title: "one key of a user's table", keys: 1 },
-      { ...wide, id: 'apply-many-keys', title: `${many} keys of a user's table`, keys },
-      { ...own, id: 'apply-own-table', title: `${many} keys of pgtally's own table`, keys },
+      { ...manyKeys, id: 'apply-one-key', title: "one key of a user's table", keys: 1 },
+      manyKeys,
+      { ...own, id: 'apply-own-table', title: `${keys.toLocaleString('en-US')} keys of pgtally's own table`, keys },
     ]) {
       results.push(await compareApplying(bench, target))
     }
@@ -53,40 +52,56 @@ export const apply: Scenario = {
   },
 }
 
+/** A table of a user's with many keys, and a counter on it. */
+export async function createUserTarget({ pool, tally, divisor }: Bench): Promise<Target> {
+  const keys = allKeys / divisor
+  await pool.query(`
+    create table wide (id bigint primary key, title text, like_count bigint not null default 0) with (fillfactor = 50);
+    insert into wide select n, repeat('x', 100) from generate_series(1, ${keys}) n`)
+  const target = { table: 'wide', key: 'id', column: 'like_count' }
+  await tally.createCounter('wide', { target })
+  return { ...target, counter: 'wide', id: 'apply-many-keys', title: `${keys.toLocaleString('en-US')} keys of a user's table`, keys }
+}
+
 async function compareApplying(bench: Bench, target: Target): Promise<Result> {
+  const ways = await waysToApply(bench, target)
+  const { rows, failed } = await inTurn(bench, target.id, ways, metrics, (way) =>
+    withBacklog(bench, target, async (events) => {
+      const watch = watchRowLocks(bench, target.table, target.key, target.keys)
+      const began = performance.now()
+      await way.apply(bench.pool)
+      const seconds = (performance.now() - began) / 1000
+      return { rate: events / seconds, locked: await watch.stop() }
+    }),
+  )
+  return { id: target.id, title: `Events applied per second, ${describeBacklog(bench)}, ${target.title}`, metrics, rows, failed, bars: true }
+}
+
+export async function waysToApply(bench: Bench, { counter, table, key, column }: Target): Promise<{ name: string; apply(pool: pg.Pool): Promise<unknown> }[]> {
+  const queue = await eventTable(bench, counter)
+  const bare = `update ${table} set ${column} = ${column} + sum from (select ev_key, sum(ev_delta::int) as sum from ${queue} group by ev_key) s where ${key} = ev_key`
+  return [
+    { name: 'bare GROUP BY and UPDATE', apply: (pool) => pool.query(bare) },
+    { name: 'pgtally', apply: (pool) => drain(createTally({ pool })) },
+  ]
+}
+
+/** Lets `work` apply a new backlog of so many events, each of which must be counted then. */
+export async function withBacklog<T>(bench: Bench, { counter, table, column, keys }: Target, work: (events: number) => Promise<T>): Promise<T> {
   const { pool, tally, divisor } = bench
   const events = allEvents / divisor
-  const { counter, table, key, column } = target
-  const queue = `pgtally.event_${await queueId(bench, counter)}`
-  const bare = `update ${table} set ${column} = ${column} + sum from (select ev_key, sum(ev_delta::int) as sum from ${queue} group by ev_key) s where ${key} = ev_key`
-  const ways = [
-    { name: 'bare GROUP BY and UPDATE', apply: () => pool.query(bare) },
-    {
-      name: 'pgtally',
-      async apply() {
-        const result = await tally.drain()
-        if (result.events !== events) throw new Error(`${result.events} events were applied, not ${events}`)
-      },
-    },
-  ]
-  const { rows, failed } = await inTurn(bench, target.id, ways, metrics, async (way) => {
-    await pool.query(`update ${table} set ${column} = 0`)
-    await pool.query(`vacuum analyze ${table}`)
-    await emit(bench, queue, events, target.keys)
-    const watch = watchRowLocks(bench, table, key, target.keys)
-    const began = performance.now()
-    await way.apply()
-    const seconds = (performance.now() - began) / 1000
-    const locked = await watch.stop()
-    const { rows: sums } = await pool.query<{ n: string }>(`select sum(${column})::text as n from ${table}`)
-    if (Number(sums[0]?.n) !== events) throw new Error(`${sums[0]?.n} of ${events} events were counted`)
-    // What the bare statement has left there.
-    await tally.drain()
-    return { rate: events / seconds, locked }
-  })
-  const title = `Events applied per second, ${events.toLocaleString('en-US')} events of ${(events / eventsPerTransaction).toLocaleString('en-US')} transactions, ${target.title}`
-  return { id: target.id, title, metrics, rows, failed, bars: true }
+  await pool.query(`update ${table} set ${column} = 0`)
+  await pool.query(`vacuum analyze ${table}`)
+  await emit(bench, await eventTable(bench, counter), events, keys)
+  const result = await work(events)
+  const { rows: sums } = await pool.query<{ n: string }>(`select sum(${column})::text as n from ${table}`)
+  if (Number(sums[0]?.n) !== events) throw new Error(`${sums[0]?.n} of ${events} events were counted`)
+  // What the bare statement has left there.
+  await tally.drain()
+  return result
 }
+
+export const describeBacklog = ({ divisor }: Bench) => `${(allEvents / divisor).toLocaleString('en-US')} events of ${(allEvents / divisor / eventsPerTransaction).toLocaleString('en-US')} transactions`
 
 async function emit(bench: Bench, queue: string, events: number, keys: number): Promise<void> {
   await bench.pool.query(`truncate ${queue}`)
@@ -101,9 +116,9 @@ async function emit(bench: Bench, queue: string, events: number, keys: number): 
   )
 }
 
-async function queueId({ pool }: Bench, name: string): Promise<number> {
+async function eventTable({ pool }: Bench, name: string): Promise<string> {
   const { rows } = await pool.query<{ id: number }>('select queue_id as id from pgtally.queue where name = $1', [name])
-  return rows[0]?.id ?? 0
+  return `pgtally.event_${rows[0]?.id}`
 }
 
 async function counterId({ pool }: Bench, name: string): Promise<number> {
