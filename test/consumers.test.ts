@@ -499,6 +499,6 @@ describe('what will not do', () => {
     await insert(queue, 1)
     await using consumer = tally.consumer({ ...fast, queue, mode: 'at-least-once', handler: async (batch) => void (batch as unknown as { client: unknown }).client })
     void consumer
-    await waitFor(async () => /mode: 'transactional'/.test((await consumerOf(queue))?.lastError ?? ''), { what: 'the error' })
+    expect(await waitFor(async () => (await consumerOf(queue))?.lastError ?? undefined, { what: 'the error' })).toContain("mode: 'transactional'")
   })
 })

@@ -1,12 +1,15 @@
 import { constants } from 'node:os'
+import { pathToFileURL } from 'node:url'
 
 import { Option } from 'commander'
 import type { Command } from 'commander'
 import { pino } from 'pino'
 
+import { PgtallyError, describeError } from '../errors.ts'
+import type { ConsumerDefinition, ConsumerModuleContext } from '../queue/definition.ts'
 import { createTally } from '../tally.ts'
 import { workerDefaults } from '../worker/worker.ts'
-import { createPool, databaseCommand, wholeNumber } from './command.ts'
+import { createPool, databaseCommand, negativeAnswer, wholeNumber } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
 
 const sameCtrlCMs = 200
@@ -16,6 +19,7 @@ interface WorkerCommandOptions extends ConnectionOptions {
   idlePollInterval: number
   concurrency: number
   maxBatchEvents: number
+  module?: string
   logLevel: string
 }
 
@@ -26,18 +30,34 @@ export function workerCommand(): Command {
     .option('--idle-poll-interval <ms>', 'the same while there is nothing to do', wholeNumber(1), workerDefaults.idlePollIntervalMs)
     .option('--concurrency <n>', 'how many counters are applied at a time', wholeNumber(1), workerDefaults.concurrency)
     .option('--max-batch-events <n>', 'where a batch is cut', wholeNumber(1), workerDefaults.maxBatchEvents)
+    .option('--module <file>', 'run the consumers, too, that this module exports as its default: an array of them, or a function that returns one')
     .addOption(new Option('--log-level <level>', 'how much to log, as JSON lines').choices(['debug', 'info', 'warn', 'silent']).default('info'))
     .action(runWorker)
 }
 
 async function runWorker(options: WorkerCommandOptions): Promise<void> {
   const { pollInterval: pollIntervalMs, idlePollInterval: idlePollIntervalMs, concurrency, maxBatchEvents } = options
-  // One connection to look with, and one for each counter at work to apply and one to wait for a locked row with.
-  const pool = createPool(options.databaseUrl, 1 + 2 * concurrency)
   const logger = pino({ level: options.logLevel, base: { pid: process.pid }, timestamp: pino.stdTimeFunctions.isoTime })
+  const pool = createPool(options.databaseUrl, poolSize(concurrency))
+  const tally = createTally({ pool, schema: options.schema })
   try {
-    const worker = createTally({ pool, schema: options.schema }).worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, logger })
+    const consumers = options.module === undefined ? [] : await loadConsumers(options.module, { tally, pool, logger })
+    // The pool had to be there before the module could say what it needs.
+    pool.options.max = poolSize(concurrency, consumers)
+    const worker = tally.worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, logger })
+    const running = consumers.map((definition) => ({ definition, consumer: tally.consumer(definition, { logger }) }))
+    // One that cannot go on does not stop the others.
+    const ended = running.map(({ definition: { queue, name }, consumer }) =>
+      consumer.done.catch((error: unknown) => {
+        logger.error({ queue, consumer: name, error: describeError(error) }, 'the consumer has ended')
+        process.exitCode = negativeAnswer
+      }),
+    )
     let signalledAt: number | undefined
+    const stop = () => {
+      for (const { consumer } of running) consumer.stop().catch(() => {})
+      worker.stop().catch(() => {})
+    }
     const onSignal = (signal: NodeJS.Signals) => {
       const sinceFirst = performance.now() - (signalledAt ?? Number.NaN)
       // npm passes on a Ctrl-C that its child had from the terminal already: that is one, not two.
@@ -46,11 +66,27 @@ async function runWorker(options: WorkerCommandOptions): Promise<void> {
       if (signalledAt !== undefined) process.exit(128 + constants.signals[signal])
       signalledAt = performance.now()
       logger.info({ signal }, 'finishing the batches in hand')
-      worker.stop().catch(() => {})
+      stop()
     }
     process.on('SIGTERM', onSignal).on('SIGINT', onSignal)
-    await worker.done
+    await worker.done.finally(stop)
+    await Promise.all(ended)
   } finally {
     await pool.end()
   }
+}
+
+/** One connection to look with; for each counter at work one to apply and one to wait for a locked row with; for each batch at work one to look and one to handle it with. */
+function poolSize(concurrency: number, consumers: readonly ConsumerDefinition[] = []): number {
+  return 1 + 2 * concurrency + consumers.reduce((sum, consumer) => sum + 2 * (consumer.concurrency ?? 1), 0)
+}
+
+/** @throws PgtallyError INVALID_ARGUMENT (the module does not export what it should); what importing it throws */
+async function loadConsumers(path: string, context: ConsumerModuleContext): Promise<readonly ConsumerDefinition[]> {
+  const { default: exported } = (await import(pathToFileURL(path).href)) as { default?: unknown }
+  const consumers: unknown = typeof exported === 'function' ? await (exported as (context: ConsumerModuleContext) => unknown)(context) : exported
+  if (!Array.isArray(consumers)) {
+    throw new PgtallyError('INVALID_ARGUMENT', `${path} has to export consumers: export default [defineConsumer({ … })], or a function that returns such an array.`)
+  }
+  return consumers as ConsumerDefinition[]
 }

@@ -1,12 +1,15 @@
+import type { Pool } from 'pg'
 import { z } from 'zod'
 
 import { PgtallyError } from '../errors.ts'
+import type { Tally } from '../tally.ts'
+import type { Logger } from '../worker/logger.ts'
 import type { Batch, QueueEvent, TransactionalBatch } from './batch.ts'
 
 export type ConsumerMode = 'transactional' | 'at-least-once'
 
 /** The batch as a consumer of that mode gets it. */
-export type BatchOf<D, M extends ConsumerMode> = M extends 'at-least-once' ? Batch<D> : TransactionalBatch<D>
+type BatchOf<D, M extends ConsumerMode> = M extends 'at-least-once' ? Batch<D> : TransactionalBatch<D>
 
 interface ConsumerSettings<S extends z.ZodType, M extends ConsumerMode> {
   /** The queue to read: of a counter, whose name it has, or one made by `createQueue()`. */
@@ -92,6 +95,13 @@ export function parseDefinition(definition: object): ParsedDefinition {
   if (parsed.success) return parsed.data
   const called = 'name' in definition ? ` "${String(definition.name)}"` : ''
   throw new PgtallyError('INVALID_ARGUMENT', `Consumer${called}: ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`)
+}
+
+/** What a module for `pgtally worker --module` is given when its default export is a function: `(context) => ConsumerDefinition[]`, or a promise of that. */
+export interface ConsumerModuleContext {
+  tally: Tally
+  pool: Pool
+  logger: Logger
 }
 
 /**
