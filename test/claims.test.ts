@@ -2,7 +2,7 @@ import { beforeAll, describe, expect, test } from 'vitest'
 
 import type { QueueOptions, Tally } from '../src/index.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
-import { column, installed, value, type Session } from './support/fixtures.ts'
+import { blocked, column, installed, pid, value, type Session } from './support/fixtures.ts'
 
 let db: TestDatabase
 let tally: Tally
@@ -151,6 +151,25 @@ describe('a claimed batch', () => {
 })
 
 describe('failed events', () => {
+  test.each(['skip($1, $2)', 'seek($1, $2, now())', 'unregister_consumer($1, $2)'])('can be left by a batch that %s waits for', async (call) => {
+    const queue = await createQueue()
+    await insert(queue, 1)
+    const batch = await claim(queue)
+    const worker = await db.connect()
+    await worker.query('begin')
+    await lock(batch, worker)
+    const moving = await db.connect()
+    const backend = await pid(moving)
+    const moved = moving.query(`select pgtally.${call}`, [queue, 'c'])
+    await blocked(db, backend)
+    await worker.query(`select pgtally.fail_event($1, 'c', ev_id, ev_time, ev_key, ev_delta, ev_data, 1, 'why', '0') from pgtally.get_batch_events($2)`, [queue, batch.batch_id])
+    await worker.query('select pgtally.finish_batch($1, $2)', [batch.batch_id, batch.claim])
+    await worker.query('commit')
+    await moved
+    expect(await value(db.pool, 'select count(*)::int from pgtally.failed_event')).toBe(call.startsWith('unregister') ? 0 : 1)
+    await db.pool.query('delete from pgtally.failed_event')
+  })
+
   const fail = (queue: string, batch: Claim, key: number, retryIn: string | null) =>
     db.pool.query(`select pgtally.fail_event($1, 'c', ev_id, ev_time, ev_key, ev_delta, ev_data, attempts + 1, 'why', $4::interval) from pgtally.get_batch_events($2) where ev_key = $3::text`, [queue, batch.batch_id, key, retryIn])
 

@@ -24,7 +24,7 @@ test(`each event is handled exactly once by a transactional consumer whose proce
   const random = new Random(seed)
   await using writing = beside(async () => {
     await db.pool.query(random.next() < 0.3 ? 'delete from likes where ctid = (select ctid from likes limit 1)' : 'insert into likes select 1 + random() * 9, n from generate_series(1, 5) n')
-    await sleep(10)
+    await sleep(30)
   })
   const start = () => startCommand(db.connectionString, ['worker', '--module', ledger])
   const handled = () => value<number>(db.pool, 'select count(*)::int from ledger')
@@ -41,7 +41,7 @@ test(`each event is handled exactly once by a transactional consumer whose proce
   }
   for (const command of running) processes.use(command)
   await writing.stop()
-  await waitFor(async () => (await tally.status()).consumers[0]?.pendingEvents === 0, { what: 'the rest to be handled' })
+  await waitFor(async () => (await tally.status()).consumers[0]?.pendingEvents === 0, { what: 'the rest to be handled', timeoutMs: 60_000 })
   expect(await value(db.pool, 'select count(*)::int - count(distinct id)::int from ledger')).toBe(0)
   const wrong = await db.pool.query(`
     select * from likes_given() g full join (select key::bigint, sum(delta) as n from ledger group by 1) l on l.key = g.post_id where coalesce(g.n, 0) <> coalesce(l.n, 0)`)

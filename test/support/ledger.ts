@@ -8,7 +8,7 @@ export default [
     queue: 'post_likes',
     name: 'ledger',
     ordered: false,
-    maxEvents: 20,
+    maxEvents: 50,
     leaseMs: 200,
     pollIntervalMs: 5,
     handler: async (batch) => {
