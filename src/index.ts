@@ -1,5 +1,5 @@
 export type { AuditOptions } from './counters/audit.ts'
-export type { Count, Counter, FreshCount, ReadOptions, TransactionToken, WaitOptions } from './counters/counter.ts'
+export type { Count, Counter, FreshCount, Milestone, ReadOptions, TransactionToken, WaitOptions } from './counters/counter.ts'
 export { defineCounters } from './counters/definition.ts'
 export type { CounterDefinition, DefinedCounters, Key, KeyType, TypedCounterDefinition } from './counters/definition.ts'
 export type { CreateCounterOptions } from './counters/manage.ts'

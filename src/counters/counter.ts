@@ -24,6 +24,7 @@ export interface ReadOptions {
 type OptionOf<O, Name> = Name extends keyof O ? O[Name] : false
 // Both distribute: an option that may be either gives either.
 type NumberFor<Bigint> = Bigint extends true ? bigint : number
+type MilestoneOptions = Pick<ReadOptions, 'executor' | 'bigint'>
 type CountFor<Fresh, N extends number | bigint> = Fresh extends true ? FreshCount<N> : N
 
 /** What a read with these options gives: a number, and with `fresh` a `FreshCount`. */
@@ -48,6 +49,17 @@ export interface WaitOptions<K> {
   timeoutMs?: number | undefined
   /** Ends the wait with the signal's reason. */
   signal?: AbortSignal | undefined
+}
+
+/** A threshold that the stored count of a key has reached. */
+export interface Milestone<N extends number | bigint = number> {
+  /** As text, in the server's spelling. */
+  key: string
+  threshold: N
+  /** The stored count that reached it, or what a reconciliation has found; the same for several thresholds that the count jumped over. */
+  value: N
+  /** When that was recorded. */
+  reachedAt: Date
 }
 
 /** Stands for a transaction: its id, as text. */
@@ -138,6 +150,31 @@ export class Counter<K extends Key = Key> {
   }
 
   /**
+   * The milestones that `key` has reached, or every key, in the order in which they were recorded. One is recorded once for ever, also when the count falls below it again.
+   * None for a counter whose definition has no `milestones`.
+   *
+   * @throws PgtallyError UNSAFE_COUNT when a threshold or value is beyond 2^53 - 1 and `bigint` was not asked for; NOT_FOUND
+   *
+   * @example
+   * ```ts
+   * await tally.counters.post_likes.milestones(42) // [{ key: '42', threshold: 100, value: 100, reachedAt: 2026-01-31T10:00:00.000Z }]
+   * ```
+   */
+  async milestones<const O extends MilestoneOptions = Record<never, never>>(key?: K, options?: O): Promise<Milestone<NumberFor<OptionOf<O, 'bigint'>>>[]> {
+    const { executor = this.#pool, bigint = false }: MilestoneOptions = options ?? {}
+    const rows = await query<{ key: string; threshold: string; value: string; ms: string }>(
+      executor,
+      `select key, threshold::text as threshold, value::text as value, (extract(epoch from reached_at) * 1000)::text as ms from ${this.#schema}.get_milestones($1::text, $2::text)`,
+      [this.name, key === undefined ? null : this.#keyText(key)],
+    )
+    const milestones = rows.map(({ key: of, threshold, value, ms }) => {
+      const number = (text: string) => this.#number(of, BigInt(text), bigint)
+      return { key: of, threshold: number(threshold), value: number(value), reachedAt: new Date(Number(ms)) }
+    })
+    return milestones as Milestone<NumberFor<OptionOf<O, 'bigint'>>>[]
+  }
+
+  /**
    * Resolves when the stored count includes all that a transaction has written. Workers have to run for that. (A crash of the server may take
    * the last batches back; they are applied again.)
    *
@@ -218,7 +255,7 @@ export class Counter<K extends Key = Key> {
     return { pool: this.#pool, schema: this.#schema, name: this.name }
   }
 
-  #number(key: K, count: bigint, bigint: boolean): number | bigint {
+  #number(key: Key, count: bigint, bigint: boolean): number | bigint {
     if (bigint) return count
     const number = Number(count)
     if (!Number.isSafeInteger(number)) {
