@@ -16,6 +16,7 @@ interface WorkerCommandOptions extends ConnectionOptions {
   idlePollInterval: number
   concurrency: number
   maxBatchEvents: number
+  notify?: true
   logLevel: string
 }
 
@@ -26,17 +27,18 @@ export function workerCommand(): Command {
     .option('--idle-poll-interval <ms>', 'the same while there is nothing to do', wholeNumber(1), workerDefaults.idlePollIntervalMs)
     .option('--concurrency <n>', 'how many counters are applied at a time', wholeNumber(1), workerDefaults.concurrency)
     .option('--max-batch-events <n>', 'where a batch is cut', wholeNumber(1), workerDefaults.maxBatchEvents)
+    .option('--notify', 'NOTIFY on the channel that is named like the schema when stored counts have changed, once for each commit')
     .addOption(new Option('--log-level <level>', 'how much to log, as JSON lines').choices(['debug', 'info', 'warn', 'silent']).default('info'))
     .action(runWorker)
 }
 
 async function runWorker(options: WorkerCommandOptions): Promise<void> {
-  const { pollInterval: pollIntervalMs, idlePollInterval: idlePollIntervalMs, concurrency, maxBatchEvents } = options
+  const { pollInterval: pollIntervalMs, idlePollInterval: idlePollIntervalMs, concurrency, maxBatchEvents, notify = false } = options
   // One connection to look with, and one for each counter at work to apply and one to wait for a locked row with.
   const pool = createPool(options.databaseUrl, 1 + 2 * concurrency)
   const logger = pino({ level: options.logLevel, base: { pid: process.pid }, timestamp: pino.stdTimeFunctions.isoTime })
   try {
-    const worker = createTally({ pool, schema: options.schema }).worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, logger })
+    const worker = createTally({ pool, schema: options.schema }).worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, notify, logger })
     let signalledAt: number | undefined
     const onSignal = (signal: NodeJS.Signals) => {
       const sinceFirst = performance.now() - (signalledAt ?? Number.NaN)
