@@ -1,16 +1,16 @@
 import { constants } from 'node:os'
-import { pathToFileURL } from 'node:url'
 
 import { Option } from 'commander'
 import type { Command } from 'commander'
 import { pino } from 'pino'
 
-import { PgtallyError, describeError } from '../errors.ts'
-import type { ConsumerDefinition, ConsumerModuleContext } from '../queue/definition.ts'
+import { describeError } from '../errors.ts'
+import type { ConsumerDefinition } from '../queue/definition.ts'
 import { createTally } from '../tally.ts'
 import { workerDefaults } from '../worker/worker.ts'
 import { createPool, databaseCommand, negativeAnswer, wholeNumber } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
+import { loadModule } from './worker-module.ts'
 
 const sameCtrlCMs = 200
 
@@ -20,6 +20,7 @@ interface WorkerCommandOptions extends ConnectionOptions {
   concurrency: number
   maxBatchEvents: number
   module?: string
+  notify?: true
   logLevel: string
 }
 
@@ -30,21 +31,22 @@ export function workerCommand(): Command {
     .option('--idle-poll-interval <ms>', 'the same while there is nothing to do', wholeNumber(1), workerDefaults.idlePollIntervalMs)
     .option('--concurrency <n>', 'how many counters are applied at a time', wholeNumber(1), workerDefaults.concurrency)
     .option('--max-batch-events <n>', 'where a batch is cut', wholeNumber(1), workerDefaults.maxBatchEvents)
-    .option('--module <file>', 'run the consumers, too, that this module exports as its default: an array of them, or a function that returns one')
+    .option('--module <file>', 'also run the consumers that this module exports, and tell its onApplied')
+    .option('--notify', 'NOTIFY on the channel that is named like the schema when stored counts have changed, once for each commit')
     .addOption(new Option('--log-level <level>', 'how much to log, as JSON lines').choices(['debug', 'info', 'warn', 'silent']).default('info'))
     .action(runWorker)
 }
 
 async function runWorker(options: WorkerCommandOptions): Promise<void> {
-  const { pollInterval: pollIntervalMs, idlePollInterval: idlePollIntervalMs, concurrency, maxBatchEvents } = options
+  const { pollInterval: pollIntervalMs, idlePollInterval: idlePollIntervalMs, concurrency, maxBatchEvents, notify = false } = options
   const logger = pino({ level: options.logLevel, base: { pid: process.pid }, timestamp: pino.stdTimeFunctions.isoTime })
   const pool = createPool(options.databaseUrl, poolSize(concurrency))
   const tally = createTally({ pool, schema: options.schema })
   try {
-    const consumers = options.module === undefined ? [] : await loadConsumers(options.module, { tally, pool, logger })
+    const { consumers = [], onApplied } = options.module === undefined ? {} : await loadModule(options.module, { tally, pool, logger })
     // The pool had to be there before the module could say what it needs.
     pool.options.max = poolSize(concurrency, consumers)
-    const worker = tally.worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, logger })
+    const worker = tally.worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, notify, onApplied, logger })
     const running = consumers.map((definition) => ({ definition, consumer: tally.consumer(definition, { logger }) }))
     // One that cannot go on does not stop the others.
     const ended = running.map(({ definition: { queue, name }, consumer }) =>
@@ -79,14 +81,4 @@ async function runWorker(options: WorkerCommandOptions): Promise<void> {
 /** One connection to look with; for each counter at work one to apply and one to wait for a locked row with; for each batch at work one to look and one to handle it with. */
 function poolSize(concurrency: number, consumers: readonly ConsumerDefinition[] = []): number {
   return 1 + 2 * concurrency + consumers.reduce((sum, consumer) => sum + 2 * (consumer.concurrency ?? 1), 0)
-}
-
-/** @throws PgtallyError INVALID_ARGUMENT (the module does not export what it should); what importing it throws */
-async function loadConsumers(path: string, context: ConsumerModuleContext): Promise<readonly ConsumerDefinition[]> {
-  const { default: exported } = (await import(pathToFileURL(path).href)) as { default?: unknown }
-  const consumers: unknown = typeof exported === 'function' ? await (exported as (context: ConsumerModuleContext) => unknown)(context) : exported
-  if (!Array.isArray(consumers)) {
-    throw new PgtallyError('INVALID_ARGUMENT', `${path} has to export consumers: export default [defineConsumer({ … })], or a function that returns such an array.`)
-  }
-  return consumers as ConsumerDefinition[]
 }

@@ -1,9 +1,6 @@
-import type { Pool } from 'pg'
 import { z } from 'zod'
 
 import { PgtallyError } from '../errors.ts'
-import type { Tally } from '../tally.ts'
-import type { Logger } from '../worker/logger.ts'
 import type { Batch, QueueEvent, TransactionalBatch } from './batch.ts'
 
 export type ConsumerMode = 'transactional' | 'at-least-once'
@@ -95,13 +92,6 @@ export function parseDefinition(definition: object): ParsedDefinition {
   if (parsed.success) return parsed.data
   const called = 'name' in definition ? ` "${String(definition.name)}"` : ''
   throw new PgtallyError('INVALID_ARGUMENT', `Consumer${called}: ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`)
-}
-
-/** What a module for `pgtally worker --module` is given when its default export is a function: `(context) => ConsumerDefinition[]`, or a promise of that. */
-export interface ConsumerModuleContext {
-  tally: Tally
-  pool: Pool
-  logger: Logger
 }
 
 /**
