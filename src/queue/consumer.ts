@@ -158,13 +158,14 @@ export class Consumer implements AsyncDisposable {
   }
 
   async #claim(): Promise<Claimed> {
-    const { queue, name, leaseMs, maxEvents, minEvents, maxWaitMs, ordered } = this.#definition
+    const { queue, name, mode, leaseMs, maxEvents, minEvents, maxWaitMs, ordered } = this.#definition
     const text = `select row_to_json(c)::text as claimed from (
       select batch_id::text, claim, cut from ${this.#schema}.claim_batch($1::text, $2::text, ${milliseconds('$3')}, $4::int4, $5::int4, ${milliseconds('$6')}, $7::bool)
     ) c`
     const values = [queue, name, leaseMs, maxEvents, minEvents, maxWaitMs, ordered]
-    // To lose a claim in a crash does no harm: nothing has been done with it.
-    const [row] = await inTransaction(this.#pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit: true })
+    // To lose a claim in a crash does no harm where nothing has been done with it. Elsewhere a handler may have noted the batch's number, which must not become that of another.
+    const asynchronousCommit = mode === 'transactional'
+    const [row] = await inTransaction(this.#pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit })
     return JSON.parse(row?.claimed ?? '') as Claimed
   }
 
