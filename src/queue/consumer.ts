@@ -10,6 +10,7 @@ import { inTransaction } from '../transaction.ts'
 import type { Logger } from '../worker/logger.ts'
 import { HandledBatch } from './batch.ts'
 import type { ParsedDefinition } from './definition.ts'
+import { readOrigin } from './origin.ts'
 import { readEvents, readEventsApart } from './read-events.ts'
 
 const lockTimeoutMs = 1000
@@ -220,6 +221,7 @@ export class Consumer implements AsyncDisposable {
         const rows = await query<Record<'key' | 'delta' | 'events', string>>(client ?? this.#pool, text, [id])
         return rows.map(({ key, delta, events }) => ({ key, delta: Number(delta), events: Number(events) }))
       },
+      origin: () => readOrigin(client ?? this.#pool, this.#schema),
     })
   }
 
