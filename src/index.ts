@@ -13,7 +13,7 @@ export type { ConsumerStatus, CounterStatus, QueueStatus, Status } from './statu
 export type { Batch, KeyDelta, QueueEvent, RetryOptions, TransactionalBatch } from './queue/batch.ts'
 export type { Consumer, ConsumerOptions } from './queue/consumer.ts'
 export { defineConsumer } from './queue/definition.ts'
-export type { ConsumerDefinition, ConsumerMode } from './queue/definition.ts'
+export type { AnyConsumerDefinition, ConsumerDefinition, ConsumerMode } from './queue/definition.ts'
 export type { DeadLetter, NewEvent, Queue, QueueOptions } from './queue/queue.ts'
 export type { RebasedQueue } from './queue/rebase.ts'
 export { createTally } from './tally.ts'

@@ -10,6 +10,7 @@ import { inTransaction } from '../transaction.ts'
 import type { Logger } from '../worker/logger.ts'
 import { HandledBatch } from './batch.ts'
 import type { ParsedDefinition } from './definition.ts'
+import { readOrigin } from './origin.ts'
 import { readEvents, readEventsApart } from './read-events.ts'
 
 const lockTimeoutMs = 1000
@@ -159,13 +160,14 @@ export class Consumer implements AsyncDisposable {
   }
 
   async #claim(): Promise<Claimed> {
-    const { queue, name, leaseMs, maxEvents, minEvents, maxWaitMs, ordered } = this.#definition
+    const { queue, name, mode, leaseMs, maxEvents, minEvents, maxWaitMs, ordered } = this.#definition
     const text = `select row_to_json(c)::text as claimed from (
       select batch_id::text, claim, cut from ${this.#schema}.claim_batch($1::text, $2::text, ${milliseconds('$3')}, $4::int4, $5::int4, ${milliseconds('$6')}, $7::bool)
     ) c`
     const values = [queue, name, leaseMs, maxEvents, minEvents, maxWaitMs, ordered]
-    // To lose a claim in a crash does no harm: nothing has been done with it.
-    const [row] = await inTransaction(this.#pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit: true })
+    // To lose a claim in a crash does no harm where nothing has been done with it. Elsewhere a handler may have noted the batch's number, which must not become that of another.
+    const asynchronousCommit = mode === 'transactional'
+    const [row] = await inTransaction(this.#pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit })
     return JSON.parse(row?.claimed ?? '') as Claimed
   }
 
@@ -220,6 +222,7 @@ export class Consumer implements AsyncDisposable {
         const rows = await query<Record<'key' | 'delta' | 'events', string>>(client ?? this.#pool, text, [id])
         return rows.map(({ key, delta, events }) => ({ key, delta: Number(delta), events: Number(events) }))
       },
+      origin: () => readOrigin(client ?? this.#pool, this.#schema),
     })
   }
 

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
 
+import packageLock from '../../package-lock.json' with { type: 'json' }
 import packageJson from '../../package.json' with { type: 'json' }
 import { startEmbeddedServer } from '../../src/demo/embedded-server.ts'
 
@@ -68,6 +69,17 @@ try {
     )
     const options = ['--noEmit', '--strict', '--skipLibCheck', 'false', '--module', 'nodenext', '--target', 'es2024']
     await inProject(path.join(repositoryBin, 'tsc'), ...options, 'types.ts')
+  })
+  await step('integrations, with what they need', async () => {
+    const needed = (['hyparquet-writer', 'pg-boss'] as const).map((name) => `${name}@${packageLock.packages[`node_modules/${name}`].version}`)
+    await inProject('npm', 'install', '--prefer-offline', '--no-audit', '--no-fund', ...needed)
+    await writeFile(
+      path.join(project, 'integrations.ts'),
+      `import { archive } from 'pgtally/archive'\nimport { jobs, milestoneJobs, scheduleMaintenance } from 'pgtally/pg-boss'\nconsole.log([archive, jobs, milestoneJobs, scheduleMaintenance].map((each) => typeof each).join())\n`,
+    )
+    const options = ['--strict', '--skipLibCheck', '--module', 'nodenext', '--target', 'es2024']
+    await inProject(path.join(repositoryBin, 'tsc'), ...options, '--types', 'node', '--typeRoots', path.join(repository, 'node_modules/@types'), 'integrations.ts')
+    expectMatch(await inProject('node', 'integrations.js'), /^(function,){3}function$/m)
   })
   await step('pgtally --help and --version', async () => {
     expectMatch(await pgtally('--help'), /Usage: pgtally/)
