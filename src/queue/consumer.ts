@@ -9,6 +9,7 @@ import { requireInstalled } from '../install/install.ts'
 import { inTransaction } from '../transaction.ts'
 import type { Logger } from '../worker/logger.ts'
 import { HandledBatch } from './batch.ts'
+import type { ExportedBatch } from './batch.ts'
 import type { ParsedDefinition } from './definition.ts'
 import { readEvents, readEventsApart } from './read-events.ts'
 
@@ -158,13 +159,14 @@ export class Consumer implements AsyncDisposable {
   }
 
   async #claim(): Promise<Claimed> {
-    const { queue, name, leaseMs, maxEvents, minEvents, maxWaitMs, ordered } = this.#definition
+    const { queue, name, mode, leaseMs, maxEvents, minEvents, maxWaitMs, ordered } = this.#definition
     const text = `select row_to_json(c)::text as claimed from (
       select batch_id::text, claim, cut from ${this.#schema}.claim_batch($1::text, $2::text, ${milliseconds('$3')}, $4::int4, $5::int4, ${milliseconds('$6')}, $7::bool)
     ) c`
     const values = [queue, name, leaseMs, maxEvents, minEvents, maxWaitMs, ordered]
-    // To lose a claim in a crash does no harm: nothing has been done with it.
-    const [row] = await inTransaction(this.#pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit: true })
+    // With a new batch that a crash of the server takes away, nothing has been done, where that would have been a later transaction of the same server. Elsewhere it may
+    // have: so the batch must be there for good, and with it, as the log is written in order, each event in it.
+    const [row] = await inTransaction(this.#pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit: mode === 'transactional' })
     return JSON.parse(row?.claimed ?? '') as Claimed
   }
 
@@ -219,6 +221,11 @@ export class Consumer implements AsyncDisposable {
         const rows = await query<Record<'key' | 'delta' | 'events', string>>(client ?? this.#pool, text, [id])
         return rows.map(({ key, delta, events }) => ({ key, delta: Number(delta), events: Number(events) }))
       },
+      export: async () => {
+        const text = `select batch::text, keys::text, deltas::text from ${this.#schema}.export_batch($1)`
+        const [row] = await inTransaction(this.#pool, (reader) => query<Record<keyof ExportedBatch, string>>(reader, text, [id]), { signal })
+        return row as ExportedBatch
+      },
     })
   }
 
@@ -260,10 +267,7 @@ export class Consumer implements AsyncDisposable {
 
   /** After the handler has failed. Never throws: what cannot be given back is taken over when its lease is over. */
   async #giveBack(id: string, claim: number, error: unknown): Promise<void> {
-    if (error instanceof PgtallyError && error.code === 'BATCH_LOST') {
-      this.#logger.warn({ ...this.#names, batch: id, error: error.message }, 'the batch was taken over by another process')
-      return
-    }
+    if (this.#isLost(id, error)) return
     const retryInMs = Math.min(shortestBackOffMs * 2 ** (claim - 1), longestBackOffMs)
     try {
       await inTransaction(this.#pool, async (client) => {
@@ -272,9 +276,17 @@ export class Consumer implements AsyncDisposable {
         await this.#call(client, `release_batch($1::int8, $2::int4, ${milliseconds('$3')}, $4::text, $5::int4)`, id, claim, retryInMs, describeError(error), this.#definition.maxAttempts)
       })
     } catch (releaseError) {
+      // Then it does not matter what else went wrong with it.
+      if (this.#isLost(id, releaseError)) return
       this.#logger.debug({ ...this.#names, batch: id, error: describeError(releaseError) }, 'the batch could not be given back')
     }
     await this.#report(error, { batch: id, retryInMs })
+  }
+
+  #isLost(id: string, error: unknown): boolean {
+    const lost = error instanceof PgtallyError && error.code === 'BATCH_LOST'
+    if (lost) this.#logger.warn({ ...this.#names, batch: id, error: error.message }, 'the batch was taken over by another process')
+    return lost
   }
 
   async #call(executor: Executor, text: string, id: string, claim: number, ...more: unknown[]): Promise<void> {
