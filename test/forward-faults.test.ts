@@ -58,18 +58,21 @@ function startProcess({ sourceUrl = source.connectionString, targetUrl = target.
 const forwardHere = (counter = to.counter('total')) => from.forward({ queue: 'likes', name: 'to total', to: counter, leaseMs: 300, pollIntervalMs: 5 })
 /** Writes an event, and down what was written. */
 const write = (session: Pick<pg.Client, 'query'>, key: number, delta = 1) =>
-  session.query('with e as (insert into written values ($1, $2)) select pgtally.insert_event($1::text, $2::text, $3::int8)'.replace('values ($1, $2)', 'values ($2::text::bigint, $3::int8)'), ['likes', key, delta])
+  session.query(`with w as (insert into written values ($1, $2)) select pgtally.insert_event('likes', $1::bigint, $2::bigint)`, [key, delta])
 
-/** Waits until everything is forwarded, and holds each count against what was written. */
-async function expectExact(): Promise<void> {
+const sums = (sql: string, { pool }: TestDatabase) => value<string>(pool, `select coalesce(json_object_agg(key, n order by key), '{}')::text from (${sql}) s where n <> 0`)
+
+/** The counts of all that was written, by key. */
+const written = () => sums('select key, sum(delta) as n from written group by key', source)
+
+/** Those of the target, as soon as everything is forwarded. */
+async function forwarded(): Promise<string> {
   const pending = async () => (await from.status()).consumers[0]
   await waitFor(async () => (await pending())?.pendingEvents === 0, { what: 'everything to be forwarded', timeoutMs: 60_000 }).catch(async (error: Error) => {
     throw new Error(`${error.message} ${JSON.stringify(await pending())}`)
   })
   expect(await to.drain()).toMatchObject({ failed: [] })
-  const sums = (sql: string, { pool }: TestDatabase) => value<string>(pool, `select coalesce(json_object_agg(key, n order by key), '{}')::text from (${sql}) s where n <> 0`)
-  const counter = await value<number>(target.pool, 'select counter_id from pgtally.counter')
-  expect(await sums(`select key, value as n from pgtally.count_${counter}`, target)).toBe(await sums('select key, sum(delta) as n from written group by key', source))
+  return sums(`select key, value as n from pgtally.count_${await value<number>(target.pool, 'select counter_id from pgtally.counter')}`, target)
 }
 
 /** Sessions of a forward's process that wait for a lock. */
@@ -86,8 +89,9 @@ describe('a process that is killed', () => {
     await waiting(target)
     await killed.kill()
     await holder.query('commit')
-    await using _next = forwardHere()
-    await expectExact()
+    await using next = forwardHere()
+    void next
+    expect(await forwarded()).toBe(await written())
   })
 
   test('between what the target does and its commit: another one, that comes meanwhile, waits and does it', async () => {
@@ -97,11 +101,12 @@ describe('a process that is killed', () => {
     await write(source.pool, 1)
     const { release } = await cut
     await killed.kill()
-    await using _next = startProcess()
+    await using next = startProcess()
+    void next
     await waiting(target)
     expect(await received()).toBe(0)
     release()
-    await expectExact()
+    expect(await forwarded()).toBe(await written())
   })
 
   test("after the target's commit, before it finishes the batch in the source: another one finds that it is done", async () => {
@@ -117,8 +122,9 @@ describe('a process that is killed', () => {
     await killed.kill()
     expect(await value(source.pool, 'select count(*)::int from pgtally.batch where finished_at is null')).toBe(1)
     await atSource.query('rollback')
-    await using _next = forwardHere()
-    await expectExact()
+    await using next = forwardHere()
+    void next
+    expect(await forwarded()).toBe(await written())
   })
 })
 
@@ -140,12 +146,13 @@ describe('a link that is cut', () => {
     const tally = createTally({ pool })
     const cut = when === 'before the answer' ? proxy.loseAnswer(message) : proxy.loseMessage(message)
     {
-      await using _consumer = (where === 'source' ? tally : from).forward({ queue: 'likes', name: 'to total', to: (where === 'source' ? to : tally).counter('total'), leaseMs: 300, pollIntervalMs: 5 })
+      await using consumer = (where === 'source' ? tally : from).forward({ queue: 'likes', name: 'to total', to: (where === 'source' ? to : tally).counter('total'), leaseMs: 300, pollIntervalMs: 5 })
+      void consumer
       const lost = await cut
       await write(source.pool, 1, 100)
       // The server learns of it only now: a lock that the lost connection has is waited for.
       lost?.release()
-      await expectExact()
+      expect(await forwarded()).toBe(await written())
     }
     await pool.end()
   })
@@ -154,16 +161,18 @@ describe('a link that is cut', () => {
     const holder = await target.connect()
     await holder.query('begin; lock table pgtally.received')
     await write(source.pool, 1)
-    await using _consumer = from.forward({ queue: 'likes', name: 'to total', to: to.counter('total'), pollIntervalMs: 5, timeoutMs: 300 })
+    await using consumer = from.forward({ queue: 'likes', name: 'to total', to: to.counter('total'), pollIntervalMs: 5, timeoutMs: 300 })
+    void consumer
     await waitFor(async () => /timeoutMs/.test((await from.status()).consumers[0]?.lastError ?? ''), { what: 'the error' })
     await holder.query('commit')
-    await expectExact()
+    expect(await forwarded()).toBe(await written())
     expect(await value(target.pool, `select count(*)::int from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'`)).toBe(0)
   })
 })
 
 test('a server that crashes, either of them, loses and doubles nothing', async () => {
-  await using _process = startProcess()
+  await using forwarder = startProcess()
+  void forwarder
   let key = 0
   await using writer = beside(async () => {
     await write(source.pool, 1 + (key++ % 10)).catch(() => {})
@@ -175,7 +184,7 @@ test('a server that crashes, either of them, loses and doubles nothing', async (
     await server.restart()
   }
   await writer.stop()
-  await expectExact()
+  expect(await forwarded()).toBe(await written())
 }, 120_000)
 
 test(`kills and cuts at random moments, with several processes, lose and double nothing (seed ${seed})`, async () => {
@@ -210,6 +219,6 @@ test(`kills and cuts at random moments, with several processes, lose and double 
   }
   for (const writer of writers) await writer.stop()
   expect(writers.every(({ rounds }) => rounds > 0)).toBe(true)
-  await expectExact()
+  expect(await forwarded()).toBe(await written())
   for (const { kill } of processes) await kill()
 }, 120_000)

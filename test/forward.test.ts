@@ -68,7 +68,8 @@ const failed = (stream: Stream, error: RegExp, site = source) =>
   }, { what: `the error ${error}` })
 /** Forwards everything and ends. */
 async function forward(stream: Stream, site = source): Promise<void> {
-  await using _consumer = site.tally.forward(stream.definition)
+  await using consumer = site.tally.forward(stream.definition)
+  void consumer
   await finished(stream, site)
 }
 
@@ -156,7 +157,8 @@ describe('a forward', () => {
     }
     const [from, to] = ends.map(({ db }) => new pg.Pool({ connectionString: db.connectionString })) as [pg.Pool, pg.Pool]
     {
-      await using _consumer = createTally({ pool: from }).forward({ ...stream.definition, to: createTally({ pool: to }).counter(stream.counter) })
+      await using consumer = createTally({ pool: from }).forward({ ...stream.definition, to: createTally({ pool: to }).counter(stream.counter) })
+      void consumer
       await insert(stream.queue, 1)
       await finished(stream)
     }
@@ -222,7 +224,8 @@ describe('source and target that do not fit together any more', () => {
   /** Starts to forward, which must be refused and change nothing; does then what the error says, after which all that is pending is added. */
   async function acceptAfter(stream: Stream, error: RegExp, site = source): Promise<void> {
     const before = await counts(stream)
-    await using _consumer = site.tally.forward(stream.definition)
+    await using consumer = site.tally.forward(stream.definition)
+    void consumer
     const message = await failed(stream, error, site)
     expect(message).toContain('docs/forwarding.md')
     expect(await counts(stream)).toEqual(before)
@@ -263,11 +266,8 @@ describe('source and target that do not fit together any more', () => {
     expect(await counts(stream)).toEqual({ 1: 1, 2: 1, 3: 1 })
   })
 
-  test.each(['before its first batch', 'later'])('a copy, made %s, is refused, as is the original where the copy takes its place', async (when) => {
-    await using db = await createTestDatabase(servers[0]?.connectionString)
-    const site = { db, tally: await installed(db) }
-    const stream = when === 'later' ? await createOldStream({ from: site }) : await createStream({ from: site })
-    await insert(stream.queue, 3, 1, site)
+  /** A copy of a source's database, in the same cluster. */
+  async function copied({ db }: Site): Promise<Site> {
     const url = new URL(db.connectionString)
     const name = url.pathname.slice(1)
     await source.db.pool.query(`select pg_terminate_backend(pid) from pg_stat_activity where datname = '${name}'`)
@@ -275,24 +275,45 @@ describe('source and target that do not fit together any more', () => {
     url.pathname = `${name}_copy`
     const pool = new pg.Pool({ connectionString: url.href })
     pool.on('error', () => {})
-    const copy = { db: { pool } as unknown as TestDatabase, tally: createTally({ pool }) }
-    if (when !== 'later') await forward(stream, site)
-    const before = await counts(stream)
-    {
-      await using _consumer = copy.tally.forward(stream.definition)
-      const message = await failed(stream, /this one is a copy of it/, copy)
-      expect(message).toContain(name)
-      expect(await counts(stream)).toEqual(before)
-      if (when === 'later') {
-        await target.db.pool.query(remedy(message))
-        await finished(stream, copy)
-        await using _original = site.tally.forward(stream.definition)
-        await failed(stream, /nothing was received from there before/, site)
-        expect(await counts(stream)).toEqual({ 1: 1, 2: 1, 3: 1 })
-      }
+    const drop = async () => {
+      await pool.end()
+      await source.db.pool.query(`drop database ${name}_copy with (force)`)
     }
-    await pool.end()
-    await source.db.pool.query(`drop database ${name}_copy with (force)`)
+    return { db: { connectionString: url.href, pool, connect: db.connect, drop, [Symbol.asyncDispose]: drop }, tally: createTally({ pool }) }
+  }
+
+  test('a copy of the source, made before the first batch, is refused', async () => {
+    await using db = await createTestDatabase(servers[0]?.connectionString)
+    const site = { db, tally: await installed(db) }
+    const stream = await createStream({ from: site })
+    await insert(stream.queue, 3, 1, site)
+    const copy = await copied(site)
+    await using copyDb = copy.db
+    void copyDb
+    await forward(stream, site)
+    await using consumer = copy.tally.forward(stream.definition)
+    expect(await failed(stream, /this one is a copy of it/, copy)).toContain(new URL(db.connectionString).pathname.slice(1))
+    expect(await counts(stream)).toEqual({ 3: 1 })
+    await consumer.stop()
+  })
+
+  test('a copy of the source is refused, and when it has taken the place of the original, that is', async () => {
+    await using db = await createTestDatabase(servers[0]?.connectionString)
+    const site = { db, tally: await installed(db) }
+    const stream = await createOldStream({ from: site })
+    await insert(stream.queue, 3, 1, site)
+    const copy = await copied(site)
+    await using copyDb = copy.db
+    void copyDb
+    await using consumer = copy.tally.forward(stream.definition)
+    const message = await failed(stream, /this one is a copy of it/, copy)
+    expect(await counts(stream)).toEqual({ 1: 1, 2: 1 })
+    await target.db.pool.query(remedy(message))
+    await finished(stream, copy)
+    await using original = site.tally.forward(stream.definition)
+    await failed(stream, /nothing was received from there before/, site)
+    expect(await counts(stream)).toEqual({ 1: 1, 2: 1, 3: 1 })
+    await Promise.all([consumer.stop(), original.stop()])
   })
 
   test('a consumer that was registered again', async () => {
@@ -325,6 +346,7 @@ describe('source and target that do not fit together any more', () => {
     await target.db.pool.query('insert into pgtally.received select * from json_populate_record(null::pgtally.received, $1)', [backup])
     await insert(stream.queue, 4)
     await acceptAfter(stream, /this database was set back \(restored from an older backup\), and lacks/)
+    expect(await counts(stream)).toEqual({ 1: 1, 2: 1, 3: 1, 4: 1 })
   })
 
   test('a counter that was made again', async () => {
@@ -342,8 +364,10 @@ describe('source and target that do not fit together any more', () => {
     const second = `${stream.counter}_second`
     await target.tally.createCounter(second, {})
     await insert(stream.queue, 3)
-    await using _one = source.tally.forward(stream.definition)
-    await using _two = source.tally.forward({ ...stream.definition, name: 'second', to: target.tally.counter(second) })
+    await using one = source.tally.forward(stream.definition)
+    void one
+    await using two = source.tally.forward({ ...stream.definition, name: 'second', to: target.tally.counter(second) })
+    void two
     await waitFor(async () => (await source.tally.status()).consumers.every(({ queue, pendingEvents }) => queue !== stream.queue || pendingEvents === 0), { what: 'both' })
     expect(await counts(stream)).toEqual({ 1: 1, 2: 1, 3: 1 })
     expect(await counts({ ...stream, counter: second })).toEqual({ 3: 1 })
@@ -380,7 +404,8 @@ describe('a target that does not do', () => {
     const others: string[] = []
     await insert(stream.queue, 100_000)
     const consumer = source.tally.forward({ ...stream.definition, to: await badTarget(stream) })
-    await using _other = source.tally.consumer({ queue: stream.queue, name: 'other', pollIntervalMs: 5, handler: async (batch) => { for await (const { key } of batch) others.push(key) } })
+    await using neighbour = source.tally.consumer({ queue: stream.queue, name: 'other', pollIntervalMs: 5, handler: async (batch) => { for await (const { key } of batch) others.push(key) } })
+    void neighbour
     await failed(stream, error)
     await waitFor(async () => (await source.tally.status()).consumers.some(({ queue, name }) => queue === stream.queue && name === 'other'), { what: 'the other to be registered' })
     await insert(stream.queue, 7)
@@ -408,7 +433,8 @@ describe('a target that does not do', () => {
     try {
       await target.db.pool.query(breakIt(stream))
       await insert(stream.queue, 1)
-      await using _consumer = source.tally.forward({ ...stream.definition, to: createTally({ pool }).counter(stream.counter) })
+      await using consumer = source.tally.forward({ ...stream.definition, to: createTally({ pool }).counter(stream.counter) })
+      void consumer
       await failed(stream, error)
       await target.db.pool.query(mendIt(stream))
       await finished(stream)
