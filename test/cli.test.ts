@@ -65,7 +65,7 @@ const succeeded = { code: 0, stderr: '' }
 
 describe('help and usage', () => {
   test('each command explains itself', async () => {
-    const commands = [['install'], ['uninstall'], ['counter'], ['counter', 'create'], ['counter', 'list'], ['counter', 'reset'], ['counter', 'drop'], ['worker'], ['drain'], ['status'], ['audit'], ['reconcile'], ['rebase']]
+    const commands = [['install'], ['uninstall'], ['counter'], ['counter', 'create'], ['counter', 'list'], ['counter', 'reset'], ['counter', 'drop'], ['worker'], ['consumer'], ['consumer', 'list'], ['consumer', 'register'], ['consumer', 'unregister'], ['consumer', 'pause'], ['consumer', 'resume'], ['consumer', 'seek'], ['consumer', 'skip'], ['consumer', 'dead-letters'], ['consumer', 'replay'], ['consumer', 'purge'], ['drain'], ['status'], ['audit'], ['reconcile'], ['rebase']]
     for (const command of commands) {
       expect(await here(db.connectionString, ...command, '--help')).toEqual({ ...succeeded, stdout: expect.stringContaining(`Usage: ${['pgtally', ...command].join(' ')} `) })
     }
@@ -350,6 +350,37 @@ test('the database from PG* variables, and one that is not there', async () => {
   }
 })
 
+test('consumers and their dead letters', async () => {
+  await using own = await createTestDatabase()
+  const ownTally = await installed(own)
+  await ownTally.createQueue('events', { retainMs: 60_000 })
+  const cli = (...args: string[]) => here(own.connectionString, 'consumer', ...args)
+  const says = (stdout: string) => ({ ...succeeded, stdout: `${stdout}\n` })
+  const fail = `select pgtally.fail_event('events', 'c', '1.0.0.' || n, now(), n::text, 1, '{"a": 1}', 3, 'no reason') from generate_series(1, 3) n`
+  expect(await cli('list')).toEqual(says('There are no consumers.'))
+  expect(await cli('register', 'events', 'c')).toEqual(says('Registered the consumer "c".'))
+  expect(await cli('register', 'events', 'c')).toEqual(says('The consumer "c" is there already.'))
+  await own.pool.query(`select pgtally.insert_event('events', '1'), pgtally.insert_event('events', '2')`)
+  expect(await cli('skip', 'events', 'c')).toEqual(says('"c" has passed over 2 events.'))
+  expect(await cli('seek', 'events', 'c', '--ago', '1h')).toEqual(says('"c" has 2 events before it.'))
+  expect(await cli('pause', 'events', 'c')).toEqual(says('Paused "c".'))
+  expect(await cli('pause', 'events', 'c')).toEqual(says('"c" was paused already.'))
+  expect(await cli('list')).toMatchObject({ ...succeeded, stdout: expect.stringMatching(/\bevents +c +2 .* paused/) })
+  expect(await cli('resume', 'events', 'c')).toEqual(says('Resumed "c".'))
+  expect(await cli('resume', 'events', 'c')).toEqual(says('"c" was not paused.'))
+  expect(await cli('dead-letters', 'events', 'c')).toEqual(says('There are no dead letters.'))
+  await own.pool.query(fail)
+  expect(await cli('dead-letters', 'events', 'c')).toMatchObject({ ...succeeded, stdout: expect.stringMatching(/1 +1 +1 +\{"a":1\} +3 .* no reason/) })
+  expect(JSON.parse((await cli('dead-letters', 'events', 'c', '--json', '--limit', '1')).stdout)).toMatchObject([{ number: '1', key: '1', data: { a: 1 }, attempts: 3, reason: 'no reason' }])
+  expect(await cli('replay', 'events', 'c', '--number', '1')).toEqual(says('Given again: 1 dead letter.'))
+  expect(await cli('purge', 'events', 'c')).toEqual(says('Removed: 2 dead letters.'))
+  expect(JSON.parse((await cli('list', '--json')).stdout)).toMatchObject([{ queue: 'events', name: 'c', pendingEvents: 2, retryingEvents: 1, deadLetters: 0 }])
+  await own.pool.query(`select pgtally.record_consumer_error('events', 'c', 'the mail server is away')`)
+  expect(await here(own.connectionString, 'status')).toMatchObject({ code: 1, stdout: expect.stringMatching(/\bevents +c +2 .* failing[^]*\nc cannot go on since .*: the mail server is away\n/) })
+  expect(await cli('unregister', 'events', 'c')).toEqual(says('Unregistered the consumer "c".'))
+  expect(await cli('pause', 'events', 'c')).toMatchObject({ code: 1, stdout: '', stderr: expect.stringContaining('Queue "events" has no consumer "c"') })
+})
+
 describe('worker', () => {
   test('applies, and ends with code 0 on SIGTERM and on SIGINT', async () => {
     const blog = await createBlog(db, tally)
@@ -365,6 +396,22 @@ describe('worker', () => {
     const last = await workers[1]?.ended
     expect(last).toMatchObject(succeeded)
     for (const line of last?.stdout.trim().split('\n') ?? []) expect(JSON.parse(line)).toMatchObject({ level: expect.any(Number), msg: expect.any(String) })
+  })
+
+  test('runs the consumers of a module; one that cannot go on does not stop the others', async () => {
+    await tally.createQueue('events')
+    await tally.queue('events').register('teller')
+    const worker = start(['worker', '--module', fileURLToPath(new URL('support/consumers-module.ts', import.meta.url))])
+    await worker.said('There is no queue \\"nowhere\\"')
+    await tally.queue('events').insert(db.pool, { key: 77 })
+    await worker.said('"key":"77"')
+    const blog = await createBlog(db, tally)
+    await like(db.pool, blog, 1)
+    await worker.said(`"counter":"${blog.counter}","changes":[{"key":"1","value":1}]`)
+    worker.child.kill('SIGTERM')
+    expect(await worker.ended).toMatchObject({ code: 1, stderr: '', stdout: expect.stringContaining('consumer stopped') })
+    expect(await start(['worker', '--module', main.replace('main.ts', 'command.ts')]).ended).toMatchObject({ code: 2, stderr: expect.stringContaining('export default [defineConsumer') })
+    expect(await start(['worker', '--module', './nothing.ts']).ended).toMatchObject({ code: 1, stderr: expect.stringContaining('nothing.ts') })
   })
 
   test('ends with code 1 where pgtally is not installed', async () => {

@@ -37,6 +37,16 @@ const keys = (queue: string) => column<string>(db.pool, 'select key from effects
 const range = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, index) => String(from + index))
 const fast = { pollIntervalMs: 5, name: 'c' } as const
 
+/** The pool, with another `query()`. */
+const poolWith = (query: (text: string, values: unknown[]) => Promise<unknown>) =>
+  new Proxy(db.pool, {
+    get(target, property) {
+      if (property === 'query') return query
+      const member: unknown = Reflect.get(target, property, target)
+      return typeof member === 'function' ? member.bind(target) : member
+    },
+  })
+
 /** Writes each event down, in the batch's transaction. */
 const writeDown = (queue: string) => async (batch: { client: { query(text: string, values: unknown[]): Promise<unknown> } } & Batch) => {
   for await (const { id, key, delta, data, attempt } of batch) {
@@ -159,6 +169,35 @@ describe('a transactional consumer', () => {
     void consumer
     await finished(queue)
     expect(await keys(queue)).toEqual(['1'])
+  })
+
+  test('keeps its batch beyond the lease, as long as its transaction lasts', async () => {
+    const queue = await createQueue()
+    await insert(queue, 1)
+    const attempts: number[] = []
+    let claims = 0
+    const watched = poolWith((text, values) => {
+      if (text.includes('due_batch')) claims++
+      return db.pool.query(text, values)
+    })
+    const definition: ConsumerDefinition<z.ZodUnknown, 'transactional'> = {
+      ...fast,
+      queue,
+      leaseMs: 1,
+      handler: async (batch) => {
+        attempts.push(batch.attempt)
+        await waitFor(async () => value<boolean>(db.pool, `select pgtally.due_batch($1, 'c')`, [queue]), { what: 'the end of the lease' })
+        const before = claims
+        await waitFor(async () => claims > before + 3, { what: 'others that try' })
+        await writeDown(queue)(batch)
+      },
+    }
+    await using one = tally.consumer(definition)
+    await waitFor(async () => attempts.length === 1, { what: 'the batch' })
+    await using other = createTally({ pool: watched }).consumer(definition)
+    void [one, other]
+    await finished(queue)
+    expect(attempts).toEqual([1])
   })
 
   test('that finishes its batch itself is told so, and nothing has happened', async () => {
@@ -382,10 +421,12 @@ describe('an at-least-once consumer', () => {
       mode: 'at-least-once',
       leaseMs: 200,
       handler: async (batch) => {
-        for await (const { key } of batch) given.push(key)
+        for await (const { key } of batch) {
+          given.push(key)
+          expect(await value(db.pool, `select count(*)::int from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'`)).toBe(0)
+        }
         const first = await until()
         renewed = await waitFor(async () => ((await until()) === first ? undefined : ((await until()) ?? undefined)), { what: 'a renewed claim' })
-        expect(await value(db.pool, `select count(*)::int from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'`)).toBe(0)
       },
     })
     void consumer
@@ -402,13 +443,7 @@ describe('an at-least-once consumer', () => {
     const reasons: unknown[] = []
     // Its claim cannot be renewed: as if the process were stopped.
     const silent = { renew: true }
-    const pool = new Proxy(db.pool, {
-      get(target, property) {
-        const member: unknown = Reflect.get(target, property, target)
-        if (property === 'query') return (text: string, values: unknown[]) => (silent.renew && text.includes('renew_claim') ? Promise.resolve({ rows: [] }) : target.query(text, values))
-        return typeof member === 'function' ? member.bind(target) : member
-      },
-    })
+    const pool = poolWith((text, values) => (silent.renew && text.includes('renew_claim') ? Promise.resolve({ rows: [] }) : db.pool.query(text, values)))
     const { promise: tookOver, resolve } = Promise.withResolvers<void>()
     await using late = createTally({ pool }).consumer({
       ...fast,
@@ -499,6 +534,6 @@ describe('what will not do', () => {
     await insert(queue, 1)
     await using consumer = tally.consumer({ ...fast, queue, mode: 'at-least-once', handler: async (batch) => void (batch as unknown as { client: unknown }).client })
     void consumer
-    await waitFor(async () => /mode: 'transactional'/.test((await consumerOf(queue))?.lastError ?? ''), { what: 'the error' })
+    expect(await waitFor(async () => (await consumerOf(queue))?.lastError ?? undefined, { what: 'the error' })).toContain("mode: 'transactional'")
   })
 })

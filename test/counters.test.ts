@@ -177,7 +177,7 @@ describe('a locked row', () => {
       }
       await holder.query('commit')
     })()
-    await waitFor(async () => value<boolean>(db.pool, `select pgtally.wait_for_carried($1, interval '0')`, [blog.counter]), { what: 'the turn' })
+    await waitFor(async () => value<boolean>(db.pool, `select added from pgtally.wait_for_carried($1, interval '0')`, [blog.counter]), { what: 'the turn' })
     finished.abort()
     await locker
     expect(await stored(db.pool, blog)).toEqual({ 1: 1 })
@@ -191,7 +191,7 @@ describe('a locked row', () => {
     await apply(db.pool, blog.counter)
     const waiter = await db.connect()
     const waiterPid = await pid(waiter)
-    const waiting = value<boolean>(waiter, `select pgtally.wait_for_carried($1, interval '0', interval '20 seconds')`, [blog.counter])
+    const waiting = value<boolean>(waiter, `select added from pgtally.wait_for_carried($1, interval '0', interval '20 seconds')`, [blog.counter])
     await blocked(db, waiterPid)
     await like(db.pool, blog, 2)
     await like(db.pool, blog, 1)

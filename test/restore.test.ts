@@ -68,7 +68,7 @@ async function cli(db: TestDatabase, ...args: string[]): Promise<{ code: number 
 // Everything carries the number of its phase, so that a consumer's share can be told.
 const phases = { finished: 1, batchAtDump: 2, pending: 3, carried: 4, restored: 5, newcomer: 6, open: 7, rebased: 8 }
 const queues = ['post_likes', 'views']
-const everSince = { done: 0, behind: 0, reading: 0 }
+const everSince = { done: 0, behind: 0, reading: 0, sharing: 0 }
 const posts = 60
 let written = 0
 
@@ -85,19 +85,24 @@ async function write(session: Session, phase: number): Promise<void> {
     insert into added values ('only ${own}', 3, ${phase}), ('home', 2, ${phase}), ('sub ${own}', 1, ${phase})`)
 }
 
+async function takeBatch(client: Session, queue: string, consumer: string): Promise<boolean> {
+  const opened = consumer === 'sharing' ? `claim_batch($1, $2, '0')` : 'next_batch($1, $2) n(batch_id)'
+  await client.query('begin')
+  const { rows } = await client.query<{ batch_id: string | null; claim?: number }>(`select * from pgtally.${opened}`, [queue, consumer])
+  const { batch_id: batch = null, claim = 0 } = rows[0] ?? {}
+  if (batch !== null) {
+    await client.query('insert into received select $2, $3, ev_key, ev_delta from pgtally.get_batch_events($1)', [batch, queue, consumer])
+    await client.query('select pgtally.finish_batch($1, $2)', [batch, claim])
+  }
+  await client.query('commit')
+  return batch !== null
+}
+
 /** All that a consumer can have; what it was given is kept, exactly once, by the same transaction. */
 async function take(db: TestDatabase, consumer: string): Promise<void> {
   const client = await db.connect()
   for (const queue of queues) {
-    for (let batch: string | null = ''; batch !== null; ) {
-      await client.query('begin')
-      batch = await value<string | null>(client, 'select pgtally.next_batch($1, $2)', [queue, consumer])
-      if (batch !== null) {
-        await client.query('insert into received select $2, $3, ev_key, ev_delta from pgtally.get_batch_events($1)', [batch, queue, consumer])
-        await client.query('select pgtally.finish_batch($1)', [batch])
-      }
-      await client.query('commit')
-    }
+    while (await takeBatch(client, queue, consumer));
   }
   await client.end()
 }
@@ -140,6 +145,16 @@ async function createApplication(server: EmbeddedServer): Promise<TestDatabase> 
   await write(db.pool, phases.batchAtDump)
   await straddling.query('commit')
   for (const queue of queues) await db.pool.query(`select pgtally.next_batch($1, 'reading')`, [queue])
+  // Of two batches at work at once, the later one is finished.
+  const claim = (queue: string) => value<string>(db.pool, `select batch_id from pgtally.claim_batch($1, 'sharing', '1 hour', in_order => false)`, [queue])
+  const earlier = await Promise.all(queues.map(claim))
+  await write(db.pool, phases.pending)
+  for (const queue of queues) {
+    const batch = await claim(queue)
+    await db.pool.query(`insert into received select $2, 'sharing', ev_key, ev_delta from pgtally.get_batch_events($1)`, [batch, queue])
+    await db.pool.query('select pgtally.finish_batch($1, 1)', [batch])
+  }
+  for (const batch of earlier) await db.pool.query(`select pgtally.renew_claim($1, 1, '0')`, [batch])
   await take(db, 'done')
   // Post 1, which every like is for.
   await locker.query('begin; select from posts where id = 1 for no key update')

@@ -1,4 +1,4 @@
--- add_deltas(counter, keys, deltas, events): adds the deltas to the counter's target; the heart of applying.
+-- add_deltas(counter, keys, deltas, events, report): adds the deltas to the counter's target; the heart of applying.
 --
 -- keys are distinct; events says how many events each delta is the sum of. What the carry table holds for a key is added
 -- with it. Never waits for a row of the target: what another transaction has locked goes to the carry table and is
@@ -19,11 +19,16 @@
 -- Triggers of the target find the search_path that the application's would (the session's default). A row that row-level
 -- security hides would look like a missing one: row_security = off makes that an error.
 --
--- Returns the number of carried keys and of events dropped for want of a row, and for how many ms rows may have been locked by now.
+-- The update says what it has changed only where somebody wants to know: report, or a counter with milestones (record_milestones). Whether a backfill is unfinished is read before the carry is: when
+-- it has ended, all its corrections are there to be read, and what is stored afterwards includes the rows that were there before.
+--
+-- Returns the number of carried keys, of events dropped for want of a row, and of stored counts that were changed, for how many ms rows may have been locked by now, and with
+-- report the changes: an array of [key, new stored count], both as text; NULL where there is none.
 --
 -- Errors: TL003 when the target was dropped; TL008 when a row is missing and on_missing says error; 55P03 seldom, then try again; whatever the target's constraints and triggers raise.
 create or replace function pgtally.add_deltas(
-    counter pgtally.counter, keys anyarray, deltas bigint[], events bigint[], out carried integer, out dropped_events bigint, out locked_ms double precision
+    counter pgtally.counter, keys anyarray, deltas bigint[], events bigint[], report boolean default false,
+    out carried integer, out dropped_events bigint, out locked_ms double precision, out changed bigint, out changes json
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
 declare
     -- Written out with its schema while search_path is short.
@@ -35,6 +40,13 @@ declare
     missing_keys keys%type := '{}';
     inserted_keys keys%type := '{}';
     carry_exists boolean;
+    returning_changes constant boolean := report or counter.milestones is not null;
+    backfilling boolean;
+    reached bigint[];
+    update_statement text;
+    changed_keys keys%type;
+    changed_deltas bigint[];
+    changed_counts bigint[];
     lock_timeout constant text := current_setting('lock_timeout');
     began constant timestamptz := clock_timestamp();
     few constant boolean := cardinality(keys) <= 20000;
@@ -86,34 +98,57 @@ begin
         into carried using keys, deltas, events, other_keys;
     end if;
 
+    if counter.milestones is not null then
+        backfilling := pgtally.is_backfilling(counter.counter_id);
+    end if;
     -- Whoever has locked the key's row owns its carry rows. Those of a missing key have no such owner, but then this
     -- waits at most for another transaction of pgtally that is dropping the same.
     execute format('select exists (select from %s)', carry) into carry_exists;
     if carry_exists then
         execute format(
             'with taken as (
-                delete from %s where key = any ($4) returning key, delta, events
+                delete from %s where key = any ($4) returning key, delta, events, reached
             )
-            select array_agg(key), array_agg(delta), array_agg(events) from (
-                select key, pgtally.sum_delta(delta) as delta, pgtally.sum_delta(events) as events
+            select array_agg(key), array_agg(delta), array_agg(events), array_agg(reached) from (
+                select key, pgtally.sum_delta(delta) as delta, pgtally.sum_delta(events) as events, max(reached) as reached
                 from (
-                    select * from unnest($1, $2, $3) u(key, delta, events) where key = any ($4)
+                    select u.*, null::bigint as reached from unnest($1, $2, $3) u(key, delta, events) where key = any ($4)
                     union all select * from taken
                 ) parts
                 group by key
             ) summed', carry)
-        into keys, deltas, events using keys, deltas, events, locked_keys || missing_keys;
+        into keys, deltas, events, reached using keys, deltas, events, locked_keys || missing_keys;
     end if;
 
-    perform set_config('search_path', pgtally.session_search_path(counter.target_table), true);
-    execute pg_catalog.format(
+    update_statement := format(
         'update %1$s t set %3$I = coalesce(t.%3$I, 0) operator(pg_catalog.+) u.delta
         from unnest($1, $2) u(key, delta)
         where t.%2$I operator(pg_catalog.=) u.key and u.delta operator(pg_catalog.<>) 0 %4$s',
         target, counter.target_key, counter.target_column,
-        case when few or cardinality(locked_keys) < cardinality(keys) then format('and t.%I operator(pg_catalog.=) any ($3)', counter.target_key) end)
-    using keys, deltas, locked_keys;
+        case when few or cardinality(locked_keys) < cardinality(keys) then format('and t.%I operator(pg_catalog.=) any ($3)', counter.target_key) end);
+    if returning_changes then
+        update_statement := format(
+            'with changed as (%s returning u.key, u.delta, t.%I::pg_catalog.int8 as value)
+            select pg_catalog.array_agg(key), pg_catalog.array_agg(delta), pg_catalog.array_agg(value) from changed',
+            update_statement, counter.target_column);
+    end if;
+    perform set_config('search_path', pgtally.session_search_path(counter.target_table), true);
+    if not returning_changes then
+        execute update_statement using keys, deltas, locked_keys;
+        get diagnostics changed = row_count;
+    else
+        execute update_statement into changed_keys, changed_deltas, changed_counts using keys, deltas, locked_keys;
+    end if;
     perform pg_catalog.set_config('search_path', 'pg_catalog, pg_temp', true);
+    if returning_changes then
+        changed := coalesce(cardinality(changed_keys), 0);
+    end if;
+    if report then
+        changes := (select json_agg(json_build_array(u.key::text, u.count::text)) from unnest(changed_keys, changed_counts) u(key, count));
+    end if;
+    if counter.milestones is not null then
+        perform pgtally.record_milestones(counter, changed_keys, changed_deltas, changed_counts, keys, reached, backfilling);
+    end if;
 
     if cardinality(missing_keys) > 0 then
         select pgtally.sum_delta(u.events) into dropped_events from unnest(keys, events) u(key, events) where u.key = any (missing_keys);

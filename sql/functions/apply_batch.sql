@@ -1,4 +1,4 @@
--- apply_batch(counter_name, max_events, max_keys): adds the counter's next batch to its target and finishes it.
+-- apply_batch(counter_name, max_events, max_keys, report, notify): adds the counter's next batch to its target and finishes it.
 --
 -- All in the caller's transaction, so each event counts exactly once, however often this is tried, by however many
 -- workers. Never waits: for another worker (busy is then true and nothing was done), nor for a row of the target (its
@@ -13,12 +13,15 @@
 -- the delta was not added yet. packed: how many of those were put off for apply_packed(). cut: there was more than max_events, so call again (max_events NULL: never cut). locked_ms: how long rows
 -- had been locked when this returned.
 --
+-- report: say what was changed: changes is an array of [key, new stored count], both as text, and NULL where there is nothing to say. version: its number, greater than
+-- that of whatever was told of this counter before (counter_version). notify: send the version to whoever listens (notify_applied), if anything was changed.
+--
 -- Errors: TL001 when there is no such counter; TL004, TL005, TL006 as next_boundary(); TL008 as add_deltas(); whatever the
 -- target's constraints raise. After an error nothing has changed and the batch is still to come. A cut boundary may take
 -- a delete before its insert: if a constraint on the target objects to that, max_events NULL is the way through.
 create or replace function pgtally.apply_batch(
-    counter_name text, max_events integer default 1000000, max_keys integer default 10000,
-    out busy boolean, out events bigint, out keys integer, out carried integer, out packed integer, out cut boolean, out locked_ms double precision
+    counter_name text, max_events integer default 1000000, max_keys integer default 10000, report boolean default false, notify boolean default false,
+    out busy boolean, out events bigint, out keys integer, out carried integer, out packed integer, out cut boolean, out locked_ms double precision, out version bigint, out changes json
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set work_mem = '64MB' as $$
 declare
     counter constant pgtally.counter := pgtally.lock_counter(counter_name);
@@ -27,6 +30,7 @@ declare
     position pgtally.batch;
     boundary pg_snapshot;
     dropped bigint;
+    changed bigint;
 begin
     busy := counter.counter_id is null;
     if busy then
@@ -55,16 +59,20 @@ begin
             group by pack
             returning cardinality(keys) as keys
         )
-        select s.events, cardinality(s.keys), s.packed_keys + a.carried, s.packed_keys, a.dropped_events, a.locked_ms
+        select s.events, cardinality(s.keys), s.packed_keys + a.carried, s.packed_keys, a.dropped_events, a.locked_ms, a.changed, a.changes
         from (select *, (select coalesce(sum(p.keys), 0) from packed p) as packed_keys from sums where keys is not null offset 0) s,
-            pgtally.add_deltas($1, s.keys[:$2], s.deltas[:$2], s.key_events[:$2]) a',
+            pgtally.add_deltas($1, s.keys[:$2], s.deltas[:$2], s.key_events[:$2], $3) a',
         pgtally.events_query(consumer.queue_id, position.end_boundary, boundary), counter.counter_id)
-    into events, keys, carried, packed, dropped, locked_ms using counter, keys_at_once;
+    into events, keys, carried, packed, dropped, locked_ms, changed, changes using counter, keys_at_once, report;
 
     if events is not null then
         insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events)
         values (counter.counter_id, position.end_boundary, boundary, clock_timestamp(),
-            position.batches + 1, position.events + apply_batch.events, position.dropped_events + dropped);
+            position.batches + 1, position.events + apply_batch.events, position.dropped_events + dropped)
+        returning batch_id into version;
+        if notify and changed > 0 then
+            perform pgtally.notify_applied(counter, version);
+        end if;
     end if;
 end
 $$;

@@ -8,7 +8,7 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         'target', case when not k.own_target then k.target_table::text end,
         'target_key', case when not k.own_target then k.target_key end,
         'target_column', case when not k.own_target then k.target_column end,
-        'on_missing', k.on_missing)
+        'on_missing', k.on_missing, 'milestones', to_jsonb(k.milestones))
     from pgtally.counter k
     join pgtally.consumer c on c.consumer_id = k.counter_id
     join pgtally.queue q using (queue_id)

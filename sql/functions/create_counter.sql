@@ -6,7 +6,8 @@
 -- stored; without a target, in pgtally's own table count_<counter_id>. on_missing: what becomes of a key without a row in
 -- the target: drop, insert or error; the default is drop, and insert for pgtally's own table. key_type: for a counter with
 -- neither source nor target, whose events come from insert_event(). queue: follow that queue instead of a new
--- one named like the counter. rotation_period, retain: see create_queue().
+-- one named like the counter. rotation_period, retain: see create_queue(). milestones: thresholds, ascending; each that a key reaches is
+-- recorded, and handed on as an event of the queue <counter_name>.milestones (record_milestones).
 --
 -- Counts what is written from now on. What the source holds already, against what the target holds already, is to be counted by
 -- a reconciliation, while writers go on: CALL reconcile(counter_name), or reconcile_range(). Creating the triggers waits for the
@@ -21,7 +22,8 @@ create or replace function pgtally.create_counter(
     source regclass default null, source_key name default null, where_condition text default null, sum_expression text default null,
     target regclass default null, target_key name default null, target_column name default null,
     on_missing text default null, key_type text default null, queue text default null,
-    rotation_period interval default null, retain interval default '0', source_data name[] default null
+    rotation_period interval default null, retain interval default '0', source_data name[] default null,
+    milestones bigint[] default null
 ) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
 #variable_conflict use_variable
@@ -57,6 +59,11 @@ begin
     elsif on_missing not in ('drop', 'insert', 'error') then
         raise exception 'Counter "%": on_missing cannot be "%"', counter_name, on_missing
             using errcode = 'TL003', hint = 'Use drop, insert or error.';
+    elsif cardinality(milestones) not between 1 and 100 or milestones[1] < 1
+        or milestones <> array(select distinct m from unnest(milestones) m where m is not null order by m)
+    then
+        raise exception 'Counter "%": milestones cannot be %', counter_name, milestones
+            using errcode = 'TL003', hint = 'Give 1 to 100 whole numbers above 0 in ascending order, each once.';
     end if;
 
     -- One definition at a time; neither writers nor batches need this lock.
@@ -96,7 +103,7 @@ begin
         'queue', coalesce(queue, counter_name), 'key_type', source_type, 'rotation_period', case when queue is null then rotation_period end, 'retain', case when queue is null then retain end,
         'source', source::text, 'source_key', source_key, 'where', where_condition, 'sum', sum_expression, 'data', to_jsonb(source_data),
         'target', target::text, 'target_key', target_key, 'target_column', target_column,
-        'on_missing', coalesce(on_missing, case when target is null then 'insert' else 'drop' end));
+        'on_missing', coalesce(on_missing, case when target is null then 'insert' else 'drop' end), 'milestones', to_jsonb(milestones));
     present := pgtally.counter_definition(counter_name);
     if present is not null then
         select string_agg(format('%s is %s, not %s', key, coalesce(present ->> key, 'none'), coalesce(wanted ->> key, 'none')), '; ' order by key)
@@ -129,7 +136,7 @@ begin
     select c.consumer_id into strict id from pgtally.consumer c where c.queue_id = number and c.name = counter_name;
 
     execute format('create table pgtally.carry_%s (
-        since timestamptz not null default clock_timestamp(), delta bigint not null, events bigint not null, key %s not null)', id, source_type);
+        since timestamptz not null default clock_timestamp(), delta bigint not null, events bigint not null, reached bigint, key %s not null)', id, source_type);
     execute format('create index on pgtally.carry_%s (key)', id);
     -- What apply_batch() puts off for a moment, a hundred keys to a row: a row and an index entry for each key took three times as long.
     execute format('create table pgtally.packed_%1$s (
@@ -141,9 +148,9 @@ begin
         -- Half-empty pages: an update finds room beside the old version, so no index entry is written (HOT).
         execute format('create table pgtally.count_%s (value bigint not null, key %s primary key) with (fillfactor = 50)', id, source_type);
     end if;
-    insert into pgtally.counter (counter_id, name, target_table, target_key, target_column, on_missing, own_target)
+    insert into pgtally.counter (counter_id, name, target_table, target_key, target_column, on_missing, own_target, milestones)
     values (id, counter_name, coalesce(target, format('pgtally.count_%s', id)::regclass),
-        coalesce(target_key, 'key'), coalesce(target_column, 'value'), wanted ->> 'on_missing', target is null);
+        coalesce(target_key, 'key'), coalesce(target_column, 'value'), wanted ->> 'on_missing', target is null, milestones);
 
     if source is not null then
         insert into pgtally.source (queue_id, source_table, source_key, where_condition, sum_expression, data_columns, tables)
@@ -152,6 +159,18 @@ begin
     end if;
     if exists (select from pgtally.source s where s.queue_id = number) then
         insert into pgtally.reconciliation (counter_id, reason) values (id, 'backfill');
+    elsif milestones is not null and target is not null then
+        -- No backfill will record them.
+        execute format(
+            'insert into pgtally.milestone (counter_id, key, threshold, value)
+            select $1, t.%1$I::text, threshold, t.%2$I from %3$s t, unnest($2[:width_bucket(t.%2$I::bigint, $2)]) threshold
+            where t.%2$I >= $2[1] and t.%1$I is not null',
+            target_key, target_column, target)
+        using id, milestones;
+    end if;
+    if milestones is not null and not pgtally.create_queue(counter_name || '.milestones', source_type) then
+        raise exception 'Counter "%": there is a queue "%" already', counter_name, counter_name || '.milestones'
+            using errcode = 'TL002', hint = 'Drop that queue first, or take another name.';
     end if;
     return true;
 end

@@ -1,9 +1,9 @@
 -- drop_counter(counter_name): removes a counter; the counts in the user's table stay as they are.
 --
 -- What was still pending or carried is not added any more; apply_batch() first, where that matters. pgtally's own table
--- goes with the counter. The queue that came with the counter, and its source's triggers, go with its last consumer.
+-- goes with the counter, as do its milestones and their queue. The queue that came with the counter, and its source's triggers, go with its last consumer.
 --
--- Errors: TL001 when there is no such counter.
+-- Errors: TL001 when there is no such counter; TL010 while the queue of its milestones has consumers or counters.
 create or replace function pgtally.drop_counter(counter_name text) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
@@ -22,6 +22,11 @@ begin
     execute format('drop table pgtally.carry_%1$s, pgtally.packed_%1$s cascade', counter.counter_id);
     if counter.own_target then
         execute format('drop table if exists pgtally.count_%s', counter.counter_id);
+    end if;
+    if counter.milestones is not null then
+        -- Now that the carry is gone, nobody is adding any more, not even who does so without the consumer's lock (wait_for_carried).
+        delete from pgtally.milestone m where m.counter_id = counter.counter_id;
+        perform pgtally.drop_queue(counter_name || '.milestones');
     end if;
     if queue.implicit and not exists (select from pgtally.consumer c where c.queue_id = queue.queue_id) then
         perform pgtally.drop_queue(queue.name);

@@ -12,6 +12,10 @@
 -- Two corrections of one drift would be one too many: a caller that is correcting has locked the counter's row, in an earlier
 -- statement, so that this one sees what was corrected before.
 --
+-- A correction of rows that existed before is no news. So where the counter has milestones, each says what its key had reached in that snapshot without
+-- pending events, which are news: up to there they are recorded and not handed on, whenever and in whatever order all of that is added (record_milestones). A
+-- backfill says it also for keys that do not drift, as their counts may be older than the counter.
+--
 -- last_key: the last key of the range; NULL when there is none after it. checked_keys: how many keys were compared. drifting_keys: how many drift. drifting: the first max_drifts of these (NULL:
 -- all), each with its counts, as text (JSON's numbers end at 2^53 in many languages).
 --
@@ -20,6 +24,9 @@ create or replace function pgtally.measure(
     counter pgtally.counter, keys text[], after_key text, max_keys integer, against name, correcting boolean, max_drifts integer default 1000,
     out last_key text, out checked_keys bigint, out drifting_keys bigint, out drifting jsonb
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off set work_mem = '64MB' as $$
+declare
+    -- Nobody else begins or ends a reconciliation while we are correcting.
+    backfilling constant boolean := counter.milestones is not null and pgtally.is_backfilling(counter.counter_id);
 begin
     perform pgtally.require_read_committed();
     perform pgtally.lock_measured(counter);
@@ -38,7 +45,8 @@ begin
             from (select * from drifts order by key limit %s) first)',
         pgtally.counts_query(counter, keys, after_key, last_key, against),
         case when correcting
-            then format(', corrections as (insert into pgtally.carry_%s (key, delta, events) select key, drift, 1 from drifts)', counter.counter_id)
+            then format(', corrections as (insert into pgtally.carry_%s (key, delta, events, reached) select key, drift, 1, source - pending from %s)',
+                counter.counter_id, case when backfilling then format('measured where drift <> 0 or source - pending >= %s', counter.milestones[1]) else 'drifts' end)
             else '' end,
         coalesce(max_drifts::text, 'all'))
     into checked_keys, drifting_keys, drifting;

@@ -1,4 +1,4 @@
--- unregister_consumer(queue_name, consumer_name): removes a consumer and its position.
+-- unregister_consumer(queue_name, consumer_name): removes a consumer, its position and its failed events.
 --
 -- Errors: TL001 when there is none of that name; TL010 when it is a counter (use drop_counter).
 create or replace function pgtally.unregister_consumer(queue_name text, consumer_name text) returns void
@@ -10,7 +10,9 @@ begin
         raise exception 'Consumer "%" of queue "%" is a counter', consumer_name, queue_name
             using errcode = 'TL010', hint = 'Use drop_counter().';
     end if;
+    -- Waits for whoever is at work on a batch, which may leave failed events.
     delete from pgtally.batch b where b.consumer_id = id;
+    delete from pgtally.failed_event f where f.consumer_id = id;
     delete from pgtally.consumer c where c.consumer_id = id;
 end
 $$;

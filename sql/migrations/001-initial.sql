@@ -79,7 +79,8 @@ create index on pgtally.batch (consumer_id, batch_id) where finished_at is null;
 -- Events that a consumer could not handle: given to it again at retry_at, or, where that is null, dead letters. They hold up nothing.
 create table pgtally.failed_event (
     failed_event_id bigint generated always as identity primary key,
-    consumer_id integer not null references pgtally.consumer on delete cascade,
+    -- No foreign key: its check would wait for whoever has locked the consumer's row and waits for the batch (skip(), seek()).
+    consumer_id integer not null,
     ev_id text not null,
     ev_time timestamptz not null,
     ev_key text not null,
@@ -107,6 +108,8 @@ create table pgtally.counter (
     on_missing text not null check (on_missing in ('drop', 'insert', 'error')),
     -- Whether target_table is pgtally's own count_<counter_id>.
     own_target boolean not null,
+    -- Ascending; what record_milestones() looks for.
+    milestones bigint[],
     -- Two counters would both add to it.
     unique (target_table, target_column)
 );
@@ -137,6 +140,18 @@ create table pgtally.reconciliation (
     -- All keys up to this one are right; NULL before the first.
     after_key text,
     began_at timestamptz not null default clock_timestamp()
+);
+
+-- Which thresholds a counter's keys have reached, each once for ever. A key's rows are written by whoever has locked its row of the target, so that
+-- nobody waits for the unique index (record_milestones).
+create table pgtally.milestone (
+    counter_id integer not null,
+    -- The queue's key as text, in the server's spelling.
+    key text not null,
+    threshold bigint not null,
+    value bigint not null,
+    reached_at timestamptz not null default clock_timestamp(),
+    primary key (counter_id, key, threshold)
 );
 
 -- sum(bigint) computes in numeric; this one adds in bigint, twice as fast, and raises an error when it overflows.

@@ -2,6 +2,7 @@ import { Command } from 'commander'
 
 import { formatTable } from '../table.ts'
 import type { Queue } from '../queue/queue.ts'
+import type { ConsumerStatus } from '../status.ts'
 import { databaseCommand, duration, printJson, printLine, withConnection, wholeNumber } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
 import { collect } from './measurement.ts'
@@ -46,6 +47,23 @@ function onConsumer(name: string, description: string, work: (queue: Queue, cons
     .action((queue: string, consumer: string, options: Options) => withConnection(options, async ({ tally }) => printLine(await work(tally.queue(queue), consumer, options))))
 }
 
+export function formatConsumers(consumers: readonly ConsumerStatus[]): string {
+  return formatTable(
+    ['queue', 'consumer', 'pending', 'lag', 'open batches', 'to be retried', 'dead letters', 'state'],
+    consumers.map(({ queue, name, pendingEvents, lagSeconds, openBatches, retryingEvents, deadLetters, pausedAt, lastError }) => [
+      queue,
+      name,
+      pendingEvents.toLocaleString('en-US'),
+      `${lagSeconds.toLocaleString('en-US', { maximumFractionDigits: 1 })} s`,
+      String(openBatches),
+      retryingEvents.toLocaleString('en-US'),
+      deadLetters.toLocaleString('en-US'),
+      pausedAt !== null ? 'paused' : lastError !== null ? 'failing' : 'fine',
+    ]),
+    [2, 3, 4, 5, 6],
+  )
+}
+
 function listCommand(): Command {
   return databaseCommand('list')
     .description('list the consumers that are not counters, and where they stand')
@@ -55,24 +73,7 @@ function listCommand(): Command {
         const { consumers } = await tally.status()
         if (options.json) printJson(consumers)
         else if (consumers.length === 0) printLine('There are no consumers.')
-        else {
-          printLine(
-            formatTable(
-              ['queue', 'consumer', 'pending', 'lag', 'open batches', 'to be retried', 'dead letters', 'state'],
-              consumers.map(({ queue, name, pendingEvents, lagSeconds, openBatches, retryingEvents, deadLetters, pausedAt, lastError }) => [
-                queue,
-                name,
-                pendingEvents.toLocaleString('en-US'),
-                `${lagSeconds.toLocaleString('en-US', { maximumFractionDigits: 1 })} s`,
-                String(openBatches),
-                retryingEvents.toLocaleString('en-US'),
-                deadLetters.toLocaleString('en-US'),
-                pausedAt === null ? (lastError ?? 'fine') : 'paused',
-              ]),
-              [2, 3, 4, 5, 6],
-            ),
-          )
-        }
+        else printLine(formatConsumers(consumers))
       }),
     )
 }

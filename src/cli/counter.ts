@@ -2,7 +2,7 @@ import { Command, Option } from 'commander'
 
 import type { CounterDefinition } from '../counters/definition.ts'
 import { PgtallyError } from '../errors.ts'
-import { databaseCommand, duration, printJson, printLine, withConnection } from './command.ts'
+import { databaseCommand, duration, printJson, printLine, wholeNumber, withConnection } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
 import { collect, withProgress } from './measurement.ts'
 import { formatTable } from '../table.ts'
@@ -21,6 +21,7 @@ interface CreateOptions extends ConnectionOptions {
   queue?: string
   rotationPeriod?: number
   retain?: number
+  milestones?: CounterDefinition['milestones']
   backfill: boolean
 }
 
@@ -52,6 +53,7 @@ function createCommand(): Command {
     .option('--queue <name>', 'follow the queue of another counter instead of having a source')
     .option('--rotation-period <time>', 'how long one slot of the queue is written (default: 5m, or --retain if longer)', duration)
     .option('--retain <time>', 'keep events at least that long after they were applied, such as 1h, for consumers that want to read again', duration)
+    .option('--milestones <thresholds>', 'record when a count reaches them, and hand that on: whole numbers separated by commas, or powers-of-ten', thresholds)
     .option('--no-backfill', 'leave counting the rows that are there already to a later `pgtally reconcile`')
     .addHelpText('after', '\nExample:\n  pgtally counter create post_likes --source likes --source-key post_id \\\n    --target posts --target-key id --target-column like_count')
     .action((name: string, options: CreateOptions) =>
@@ -79,7 +81,12 @@ function definition(options: CreateOptions): CounterDefinition {
     queue: options.queue,
     rotationPeriodMs: options.rotationPeriod,
     retainMs: options.retain,
+    milestones: options.milestones,
   }
+}
+
+function thresholds(text: string): CounterDefinition['milestones'] {
+  return text === 'powers-of-ten' ? 'powers of ten' : text.split(',').map(wholeNumber(1))
 }
 
 /** Options that are given all or none. */

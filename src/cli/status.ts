@@ -4,17 +4,19 @@ import type { Status } from '../status.ts'
 import { databaseCommand, printJson, printLine, withConnection } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
 import { formatTable } from '../table.ts'
+import { formatConsumers } from './consumer.ts'
 
 export function statusCommand(): Command {
   return databaseCommand('status')
-    .description('show where every counter and queue stands; exit code 1 when something is wrong with a counter')
+    .description('show where every counter and queue stands; exit code 1 when something is wrong with a counter or consumer')
     .option('--json', 'print JSON')
     .action((options: ConnectionOptions & { json?: true }) =>
       withConnection(options, async ({ tally }) => {
         const status = await tally.status()
         if (options.json) printJson(status)
         else printLine(describe(status))
-        if (status.counters.some(({ lastError, problems }) => lastError !== null || problems.length > 0)) process.exitCode = 1
+        const wrong = [...status.counters.filter(({ problems }) => problems.length > 0), ...[...status.counters, ...status.consumers].filter(({ lastError }) => lastError !== null)]
+        if (wrong.length > 0) process.exitCode = 1
       }),
     )
 }
@@ -23,7 +25,7 @@ const number = (value: number) => value.toLocaleString('en-US')
 const seconds = (value: number | null) => (value === null ? '-' : `${value.toLocaleString('en-US', { maximumFractionDigits: 1 })} s`)
 const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MB`
 
-function describe({ counters, queues, oldestTransactionSeconds }: Status): string {
+function describe({ counters, queues, consumers, oldestTransactionSeconds }: Status): string {
   if (counters.length + queues.length === 0) return 'There are no counters yet. Create one with `pgtally counter create`.'
   return [
     formatTable(
@@ -52,9 +54,10 @@ function describe({ counters, queues, oldestTransactionSeconds }: Status): strin
       ]),
       [3],
     ),
+    ...(consumers.length === 0 ? [] : ['', formatConsumers(consumers)]),
     '',
     `Oldest open transaction: ${seconds(oldestTransactionSeconds)}`,
-    ...counters.flatMap(({ name, lastError, lastErrorAt }) => (lastError === null ? [] : [`\n${name} cannot go on since ${lastErrorAt}: ${lastError}`])),
+    ...[...counters, ...consumers].flatMap(({ name, lastError, lastErrorAt }) => (lastError === null ? [] : [`\n${name} cannot go on since ${lastErrorAt}: ${lastError}`])),
     ...counters.flatMap(({ name, problems }) => problems.map((problem) => `\n${name}: ${problem}`)),
   ].join('\n')
 }

@@ -4,10 +4,13 @@ import { Option } from 'commander'
 import type { Command } from 'commander'
 import { pino } from 'pino'
 
+import { describeError } from '../errors.ts'
+import type { ConsumerDefinition } from '../queue/definition.ts'
 import { createTally } from '../tally.ts'
 import { workerDefaults } from '../worker/worker.ts'
-import { createPool, databaseCommand, wholeNumber } from './command.ts'
+import { createPool, databaseCommand, negativeAnswer, wholeNumber } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
+import { loadModule } from './worker-module.ts'
 
 const sameCtrlCMs = 200
 
@@ -16,6 +19,8 @@ interface WorkerCommandOptions extends ConnectionOptions {
   idlePollInterval: number
   concurrency: number
   maxBatchEvents: number
+  module?: string
+  notify?: true
   logLevel: string
 }
 
@@ -26,18 +31,35 @@ export function workerCommand(): Command {
     .option('--idle-poll-interval <ms>', 'the same while there is nothing to do', wholeNumber(1), workerDefaults.idlePollIntervalMs)
     .option('--concurrency <n>', 'how many counters are applied at a time', wholeNumber(1), workerDefaults.concurrency)
     .option('--max-batch-events <n>', 'where a batch is cut', wholeNumber(1), workerDefaults.maxBatchEvents)
+    .option('--module <file>', 'also run the consumers that this module exports, and tell its onApplied')
+    .option('--notify', 'NOTIFY on the channel that is named like the schema when stored counts have changed, once for each commit')
     .addOption(new Option('--log-level <level>', 'how much to log, as JSON lines').choices(['debug', 'info', 'warn', 'silent']).default('info'))
     .action(runWorker)
 }
 
 async function runWorker(options: WorkerCommandOptions): Promise<void> {
-  const { pollInterval: pollIntervalMs, idlePollInterval: idlePollIntervalMs, concurrency, maxBatchEvents } = options
-  // One connection to look with, and one for each counter at work to apply and one to wait for a locked row with.
-  const pool = createPool(options.databaseUrl, 1 + 2 * concurrency)
+  const { pollInterval: pollIntervalMs, idlePollInterval: idlePollIntervalMs, concurrency, maxBatchEvents, notify = false } = options
   const logger = pino({ level: options.logLevel, base: { pid: process.pid }, timestamp: pino.stdTimeFunctions.isoTime })
+  const pool = createPool(options.databaseUrl, poolSize(concurrency))
+  const tally = createTally({ pool, schema: options.schema })
   try {
-    const worker = createTally({ pool, schema: options.schema }).worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, logger })
+    const { consumers = [], onApplied } = options.module === undefined ? {} : await loadModule(options.module, { tally, pool, logger })
+    // The pool had to be there before the module could say what it needs.
+    pool.options.max = poolSize(concurrency, consumers)
+    const worker = tally.worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, notify, onApplied, logger })
+    const running = consumers.map((definition) => ({ definition, consumer: tally.consumer(definition, { logger }) }))
+    // One that cannot go on does not stop the others.
+    const ended = running.map(({ definition: { queue, name }, consumer }) =>
+      consumer.done.catch((error: unknown) => {
+        logger.error({ queue, consumer: name, error: describeError(error) }, 'the consumer has ended')
+        process.exitCode = negativeAnswer
+      }),
+    )
     let signalledAt: number | undefined
+    const stop = () => {
+      for (const { consumer } of running) consumer.stop().catch(() => {})
+      worker.stop().catch(() => {})
+    }
     const onSignal = (signal: NodeJS.Signals) => {
       const sinceFirst = performance.now() - (signalledAt ?? Number.NaN)
       // npm passes on a Ctrl-C that its child had from the terminal already: that is one, not two.
@@ -46,11 +68,17 @@ async function runWorker(options: WorkerCommandOptions): Promise<void> {
       if (signalledAt !== undefined) process.exit(128 + constants.signals[signal])
       signalledAt = performance.now()
       logger.info({ signal }, 'finishing the batches in hand')
-      worker.stop().catch(() => {})
+      stop()
     }
     process.on('SIGTERM', onSignal).on('SIGINT', onSignal)
-    await worker.done
+    await worker.done.finally(stop)
+    await Promise.all(ended)
   } finally {
     await pool.end()
   }
+}
+
+/** One connection to look with; for each counter at work one to apply and one to wait for a locked row with; for each batch at work one to look and one to handle it with. */
+function poolSize(concurrency: number, consumers: readonly ConsumerDefinition[] = []): number {
+  return 1 + 2 * concurrency + consumers.reduce((sum, consumer) => sum + 2 * (consumer.concurrency ?? 1), 0)
 }

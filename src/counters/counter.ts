@@ -27,6 +27,7 @@ export interface ReadOptions {
 type OptionOf<O, Name> = Name extends keyof O ? O[Name] : false
 // Both distribute: an option that may be either gives either.
 type NumberFor<Bigint> = Bigint extends true ? bigint : number
+type CountOptions = Pick<ReadOptions, 'executor' | 'bigint'>
 type CountFor<Fresh, N extends number | bigint> = Fresh extends true ? FreshCount<N> : N
 
 /** What a read with these options gives: a number, and with `fresh` a `FreshCount`. */
@@ -51,6 +52,24 @@ export interface WaitOptions<K> {
   timeoutMs?: number | undefined
   /** Ends the wait with the signal's reason. */
   signal?: AbortSignal | undefined
+}
+
+/** A stored count and the version that it belongs to. */
+export interface VersionedCount<N extends number | bigint = number> {
+  count: N
+  /** As in `AppliedChanges`. */
+  version: bigint
+}
+
+/** A threshold that the stored count of a key has reached. */
+export interface Milestone<N extends number | bigint = number> {
+  /** As text, in the server's spelling. */
+  key: string
+  threshold: N
+  /** The stored count that reached it, or what a reconciliation has found; the same for several thresholds that the count jumped over. */
+  value: N
+  /** When that was recorded. */
+  reachedAt: Date
 }
 
 /** Stands for a transaction: its id, as text. */
@@ -146,6 +165,54 @@ export class Counter<K extends Key = Key> {
   }
 
   /**
+   * The stored count of `key` as `get()` gives it, with the version that it belongs to, both of one snapshot: it includes every change that workers have told with this version or an
+   * earlier one, and none that they have told with a later one. So of two counts of a key, told or read, the one with the greater version is the newer.
+   *
+   * @throws PgtallyError UNSAFE_COUNT, NOT_FOUND; errors of the server unwrapped
+   *
+   * @example
+   * ```ts
+   * await tally.counters.post_likes.getVersioned(42) // { count: 1041, version: 7n }
+   * ```
+   */
+  async getVersioned<const O extends CountOptions = Record<never, never>>(key: K, options?: O): Promise<VersionedCount<NumberFor<OptionOf<O, 'bigint'>>>> {
+    const { executor = this.#pool, bigint = false }: CountOptions = options ?? {}
+    // One statement has one snapshot, which both functions read in: they are STABLE.
+    const [row] = await query<{ version: string; count: string | null }>(
+      executor,
+      `select ${this.#schema}.counter_version($1::text)::text as version, (select c.count::text from ${this.#schema}.get_counts($1::text, array[$2::text]) c) as count`,
+      [this.name, this.#keyText(key)],
+    )
+    const count = this.#number(key, BigInt(row?.count ?? 0), bigint) as NumberFor<OptionOf<O, 'bigint'>>
+    return { count, version: BigInt(row?.version ?? 0) }
+  }
+
+  /**
+   * The milestones that `key` has reached, or every key, in the order in which they were recorded. One is recorded once for ever, also when the count falls below it again.
+   * None for a counter whose definition has no `milestones`.
+   *
+   * @throws PgtallyError UNSAFE_COUNT when a threshold or value is beyond 2^53 - 1 and `bigint` was not asked for; NOT_FOUND
+   *
+   * @example
+   * ```ts
+   * await tally.counters.post_likes.milestones(42) // [{ key: '42', threshold: 100, value: 100, reachedAt: 2026-01-31T10:00:00.000Z }]
+   * ```
+   */
+  async milestones<const O extends CountOptions = Record<never, never>>(key?: K, options?: O): Promise<Milestone<NumberFor<OptionOf<O, 'bigint'>>>[]> {
+    const { executor = this.#pool, bigint = false }: CountOptions = options ?? {}
+    const rows = await query<{ key: string; threshold: string; value: string; ms: string }>(
+      executor,
+      `select key, threshold::text as threshold, value::text as value, (extract(epoch from reached_at) * 1000)::text as ms from ${this.#schema}.get_milestones($1::text, $2::text)`,
+      [this.name, key === undefined ? null : this.#keyText(key)],
+    )
+    const milestones = rows.map(({ key: of, threshold, value, ms }) => {
+      const number = (text: string) => this.#number(of, BigInt(text), bigint)
+      return { key: of, threshold: number(threshold), value: number(value), reachedAt: new Date(Number(ms)) }
+    })
+    return milestones as Milestone<NumberFor<OptionOf<O, 'bigint'>>>[]
+  }
+
+  /**
    * Resolves when the stored count includes all that a transaction has written. Workers have to run for that. (A crash of the server may take
    * the last batches back; they are applied again.)
    *
@@ -226,7 +293,7 @@ export class Counter<K extends Key = Key> {
     return { pool: this.#pool, schema: this.#schema, name: this.name }
   }
 
-  #number(key: K, count: bigint, bigint: boolean): number | bigint {
+  #number(key: Key, count: bigint, bigint: boolean): number | bigint {
     if (bigint) return count
     const number = Number(count)
     if (!Number.isSafeInteger(number)) {

@@ -17,7 +17,12 @@ const definitionSchema = z.strictObject({
   queue: name.optional(),
   rotationPeriodMs: z.int().min(1000).optional(),
   retainMs: z.int().min(0).optional(),
+  // In which order, and how many, the database checks.
+  milestones: z.union([z.literal('powers of ten'), z.array(z.int().min(1)).readonly()]).optional(),
 })
+
+/** From 10 to 10^18, beyond which a bigint holds no other. */
+const powersOfTen = Array.from({ length: 18 }, (_, index) => 10n ** BigInt(index + 1))
 
 /** What a counter counts, and where the count is stored. Table names may be qualified: `app.likes`. */
 export interface CounterDefinition {
@@ -45,6 +50,12 @@ export interface CounterDefinition {
   rotationPeriodMs?: number | undefined
   /** How long events are kept at least after they were applied, in ms, for consumers that want to read again. At most `rotationPeriodMs`. Default: 0. */
   retainMs?: number | undefined
+  /**
+   * Thresholds in ascending order, 1 to 100 of them, or all powers of ten from 10 on. When the stored count of a key reaches one for the first time, that is recorded
+   * (`counter.milestones()`) and handed on as an event of the queue `NAME.milestones`, with the data `{ threshold, value }`, in the same transaction. What rows
+   * that existed before the counter have reached is recorded only.
+   */
+  milestones?: readonly number[] | 'powers of ten' | undefined
 }
 
 /** The arguments of the SQL function create_counter(), by name. */
@@ -56,7 +67,7 @@ export function createCounterArguments(counterName: string, definition: CounterD
   if (!parsed.success) {
     throw new PgtallyError('INVALID_DEFINITION', `Counter "${counterName}": ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`)
   }
-  const { source, target, onMissing, keyType, queue, rotationPeriodMs, retainMs } = parsed.data
+  const { source, target, onMissing, keyType, queue, rotationPeriodMs, retainMs, milestones } = parsed.data
   return {
     counter_name: counterName,
     source: source?.table,
@@ -72,6 +83,7 @@ export function createCounterArguments(counterName: string, definition: CounterD
     queue,
     rotation_period: interval(rotationPeriodMs),
     retain: interval(retainMs),
+    milestones: (milestones === 'powers of ten' ? powersOfTen : milestones)?.map(String),
   }
 }
 

@@ -17,6 +17,7 @@ const argumentTypes: Readonly<Record<string, string>> = {
   target_column: 'text::name',
   rotation_period: 'text::interval',
   retain: 'text::interval',
+  milestones: 'text[]::bigint[]',
 }
 
 export interface CreateCounterOptions extends MeasureOptions {

@@ -14,6 +14,7 @@ import type { ParsedDefinition } from './definition.ts'
 import { readEvents, readEventsApart } from './read-events.ts'
 
 const lockTimeoutMs = 1000
+const idleGraceMs = 5000
 const shortestBackOffMs = 250
 const longestBackOffMs = 60_000
 const longestReconnectDelayMs = 5000
@@ -177,8 +178,8 @@ export class Consumer implements AsyncDisposable {
     await inTransaction(
       this.#pool,
       async (client) => {
-        // The server ends what hangs there, as this process could not.
-        await client.query(`set local statement_timeout = ${timeoutMs}; set local idle_in_transaction_session_timeout = ${timeoutMs}`)
+        // For what this process cannot end: a statement that hangs there, and a connection that it has lost sight of. Idle, it is closed from here first.
+        await client.query(`set local statement_timeout = ${timeoutMs}; set local idle_in_transaction_session_timeout = ${timeoutMs + idleGraceMs}`)
         await this.#call(client, 'lock_batch($1::int8, $2::int4)', id, claim)
         const batch = this.#batch(id, claim, lost.signal, client)
         await this.#withTimeout(lost, this.#work(batch, client))

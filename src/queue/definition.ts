@@ -6,7 +6,7 @@ import type { Batch, QueueEvent, TransactionalBatch } from './batch.ts'
 export type ConsumerMode = 'transactional' | 'at-least-once'
 
 /** The batch as a consumer of that mode gets it. */
-export type BatchOf<D, M extends ConsumerMode> = M extends 'at-least-once' ? Batch<D> : TransactionalBatch<D>
+type BatchOf<D, M extends ConsumerMode> = M extends 'at-least-once' ? Batch<D> : TransactionalBatch<D>
 
 interface ConsumerSettings<S extends z.ZodType, M extends ConsumerMode> {
   /** The queue to read: of a counter, whose name it has, or one made by `createQueue()`. */

@@ -3,6 +3,7 @@ import type { Pool, PoolClient } from 'pg'
 import { isDatabaseError } from '../errors.ts'
 import { query } from '../executor.ts'
 import { inTransaction } from '../transaction.ts'
+import type { AppliedChanges, Reporter } from './reporter.ts'
 
 export interface BatchResult {
   /** Another worker has the counter. */
@@ -14,6 +15,18 @@ export interface BatchResult {
   packed: number | null
   /** There is more. */
   cut: boolean
+}
+
+/** Who is told what a transaction has changed; by default nobody, which costs nothing. */
+export interface Telling {
+  reporter?: Reporter | undefined
+  notify?: boolean
+}
+
+interface Told {
+  version: number | null
+  /** Each a key and its new stored count. */
+  changes: [key: string, value: string][] | null
 }
 
 interface Locked {
@@ -35,17 +48,21 @@ export class Applier {
   readonly #pool: Pool
   readonly #schema: string
   readonly #name: string
+  readonly #reporter: Reporter | undefined
+  readonly #notify: boolean
   #maxKeys = firstKeys
 
-  constructor(pool: Pool, schema: string, name: string) {
+  constructor(pool: Pool, schema: string, name: string, { reporter, notify = false }: Telling = {}) {
     this.#pool = pool
     this.#schema = schema
     this.#name = name
+    this.#reporter = reporter
+    this.#notify = notify
   }
 
   /** Takes the next batch, of `maxEvents` at most, and adds it: as many keys together with it as may be locked at once, the others afterwards. */
   async applyBatch(maxEvents: number | null): Promise<BatchResult> {
-    const result = await this.#apply<BatchResult & Locked>('apply_batch($1::text, $2::int4, $3::int4)', [this.#name, maxEvents, this.#maxKeys])
+    const result = await this.#apply<BatchResult & Locked>('apply_batch($1::text, max_events => $4::int4, max_keys => $5::int4, report => $2, notify => $3)', [maxEvents, this.#maxKeys])
     if (result.packed !== null && result.packed > 0) await this.#applyPacked()
     return result
   }
@@ -55,14 +72,14 @@ export class Applier {
     await this.#applyPacked()
     let after: string | null = null
     do {
-      const { last_key }: Locked & { last_key: string | null } = await this.#apply('apply_carried($1::text, $2::text, $3::int4)', [this.#name, after, this.#maxKeys])
+      const { last_key }: Locked & { last_key: string | null } = await this.#apply('apply_carried($1::text, after_key => $4::text, max_keys => $5::int4, report => $2, notify => $3)', [after, this.#maxKeys])
       after = last_key
     } while (after !== null)
   }
 
   /** Stands in line for the row that has been carried longest. */
   async waitForCarried(): Promise<void> {
-    await this.#transaction((client) => query(client, `select ${this.#schema}.wait_for_carried($1::text)`, [this.#name]))
+    await this.#transaction('wait_for_carried($1::text, report => $2, notify => $3)', [])
   }
 
   /** After a statement timeout: try with less. */
@@ -71,13 +88,11 @@ export class Applier {
   }
 
   async #applyPacked(): Promise<void> {
-    while ((await this.#apply('apply_packed($1::text, $2::int4)', [this.#name, this.#maxKeys])).keys !== null);
+    while ((await this.#apply('apply_packed($1::text, max_keys => $4::int4, report => $2, notify => $3)', [this.#maxKeys])).keys !== null);
   }
 
   async #apply<R extends Locked>(call: string, values: unknown[]): Promise<R> {
-    const [row] = await this.#transaction((client) => query<{ result: string }>(client, `select row_to_json(r)::text as result from ${this.#schema}.${call} r`, values))
-    // As JSON text, which no type parser of the caller's changes.
-    const result = JSON.parse(row?.result ?? '') as R
+    const result = await this.#transaction<R & Told>(call, values)
     this.#adapt(result)
     return result
   }
@@ -94,15 +109,38 @@ export class Applier {
 
   /**
    * A crash that takes the last of these away takes counts and position together: they are simply done again, so their commit need not be
-   * waited for. One that would have had to wait for a row is done again as well (see add_deltas.sql).
+   * waited for; unless somebody is told of them, as that cannot be taken back. One that would have had to wait for a row is done again as well (see add_deltas.sql).
+   *
+   * @param values from `$4` on
    */
-  async #transaction<T>(work: (client: PoolClient) => Promise<T>): Promise<T> {
+  async #transaction<R extends Told>(call: string, values: unknown[]): Promise<R> {
+    const isTold = this.#reporter !== undefined || this.#notify
     for (let attempt = 1; ; attempt++) {
+      let endTurn: ReturnType<Reporter['takeTurn']> | undefined
+      const work = async (client: PoolClient) => {
+        const all = [this.#name, this.#reporter !== undefined, this.#notify, ...values]
+        // As JSON text, which no type parser of the caller's changes.
+        const [row] = await query<{ result: string }>(client, `select row_to_json(r)::text as result from ${this.#schema}.${call} r`, all)
+        const result = JSON.parse(row?.result ?? '') as R
+        if (result.changes !== null) endTurn = this.#reporter?.takeTurn()
+        return result
+      }
       try {
-        return await inTransaction(this.#pool, work, { asynchronousCommit: true })
+        const result = await inTransaction(this.#pool, work, { asynchronousCommit: !isTold })
+        await endTurn?.(this.#changes(result))
+        return result
       } catch (error) {
+        await endTurn?.()
         if (attempt === lockAttempts || !isDatabaseError(error) || error.code !== '55P03') throw error
       }
+    }
+  }
+
+  #changes({ version, changes }: Told): AppliedChanges {
+    return {
+      counter: this.#name,
+      version: BigInt(version ?? 0),
+      changes: (changes ?? []).map(([key, value]) => ({ key, value: Number.isSafeInteger(Number(value)) ? Number(value) : BigInt(value) })),
     }
   }
 }

@@ -3,7 +3,7 @@ import type { Pool } from 'pg'
 import { describeError, isConnectionError, isDatabaseError } from '../errors.ts'
 import { query } from '../executor.ts'
 import { Applier } from './applier.ts'
-import type { BatchResult } from './applier.ts'
+import type { BatchResult, Telling } from './applier.ts'
 import type { DueCounter } from './due-counters.ts'
 import type { Logger } from './logger.ts'
 
@@ -37,11 +37,11 @@ export class CounterTask {
   /** When it was last started, for taking turns. */
   startedAt = 0
 
-  constructor(pool: Pool, schema: string, name: string, maxBatchEvents: number, logger: Logger, signal: AbortSignal) {
+  constructor(pool: Pool, schema: string, name: string, maxBatchEvents: number, logger: Logger, signal: AbortSignal, telling: Telling) {
     this.#pool = pool
     this.#schema = schema
     this.#name = name
-    this.#applier = new Applier(pool, schema, name)
+    this.#applier = new Applier(pool, schema, name, telling)
     this.#maxBatchEvents = maxBatchEvents
     this.#maxEvents = maxBatchEvents
     this.#logger = logger

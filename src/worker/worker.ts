@@ -11,6 +11,8 @@ import type { DueCounter } from './due-counters.ts'
 import { Horizon } from './horizon.ts'
 import type { Logger } from './logger.ts'
 import { Maintenance } from './maintenance.ts'
+import { Reporter } from './reporter.ts'
+import type { OnApplied } from './reporter.ts'
 
 export interface WorkerOptions {
   /**
@@ -24,6 +26,19 @@ export interface WorkerOptions {
   concurrency?: number
   /** A batch is cut at this many events. Default 1 000 000. */
   maxBatchEvents?: number
+  /**
+   * Called after each commit of this worker that has changed stored counts, with the new ones: to keep a cache up to date, to tell who is looking at a post.
+   *
+   * Calls for one counter come in the order of their versions and never overlap; the counter's next batch waits for the call, 2 s at most. What changes until an overdue call returns is
+   * not told, nor what a call that throws was about, nor what was committed just before a crash: at most once. What other workers apply, or `drain()`, they tell or do not tell themselves.
+   * The commit is waited for (`synchronous_commit`), which it otherwise is not.
+   */
+  onApplied?: OnApplied | undefined
+  /**
+   * NOTIFY listeners of each commit that has changed stored counts: on the channel that is named like the schema, `{"counter": "post_likes", "version": "17"}`. At most one for each
+   * transaction. Off by default: for NOTIFY a commit takes a lock that all notifying transactions of the cluster share, and the commit is waited for.
+   */
+  notify?: boolean
   /** Stops the worker, as `stop()` does. */
   signal?: AbortSignal
   logger?: Logger
@@ -32,11 +47,12 @@ export interface WorkerOptions {
 export const workerDefaults = { pollIntervalMs: 25, idlePollIntervalMs: 100, concurrency: 4, maxBatchEvents: 1_000_000 } as const
 
 const atLeastOne = (value: number) => z.int().min(1).default(value)
-const numbersSchema = z.object({
+const optionsSchema = z.object({
   pollIntervalMs: atLeastOne(workerDefaults.pollIntervalMs),
   idlePollIntervalMs: atLeastOne(workerDefaults.idlePollIntervalMs),
   concurrency: atLeastOne(workerDefaults.concurrency),
   maxBatchEvents: atLeastOne(workerDefaults.maxBatchEvents),
+  notify: z.boolean().default(false),
 })
 
 const silent: Logger = { debug() {}, info() {}, warn() {} }
@@ -57,18 +73,20 @@ export class Worker implements AsyncDisposable {
 
   readonly #pool: Pool
   readonly #schema: string
-  readonly #options: z.infer<typeof numbersSchema>
+  readonly #options: z.infer<typeof optionsSchema>
+  readonly #onApplied: OnApplied | undefined
   readonly #logger: Logger
   readonly #stopping = new AbortController()
   readonly #tasks = new Map<string, CounterTask>()
 
   /** @internal Use `tally.worker()`. */
-  constructor(pool: Pool, schema: string, { signal, logger, ...options }: WorkerOptions) {
+  constructor(pool: Pool, schema: string, { signal, logger, onApplied, ...options }: WorkerOptions) {
     this.#pool = pool
     this.#schema = schema
-    const parsed = numbersSchema.safeParse(options)
+    const parsed = optionsSchema.safeParse(options)
     if (!parsed.success) throw new PgtallyError('INVALID_ARGUMENT', `Options of the worker: ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`)
     this.#options = parsed.data
+    this.#onApplied = onApplied
     this.#logger = logger ?? silent
     signal?.addEventListener('abort', () => this.#stopping.abort(), { signal: this.#stopping.signal })
     if (signal?.aborted) this.#stopping.abort()
@@ -154,7 +172,8 @@ export class Worker implements AsyncDisposable {
   #task(name: string, maxBatchEvents: number): CounterTask {
     let task = this.#tasks.get(name)
     if (task === undefined) {
-      task = new CounterTask(this.#pool, this.#schema, name, maxBatchEvents, this.#logger, this.#stopping.signal)
+      const reporter = this.#onApplied && new Reporter(this.#onApplied, this.#logger)
+      task = new CounterTask(this.#pool, this.#schema, name, maxBatchEvents, this.#logger, this.#stopping.signal, { reporter, notify: this.#options.notify })
       this.#tasks.set(name, task)
     }
     return task

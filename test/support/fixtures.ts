@@ -25,7 +25,7 @@ export interface BlogOptions {
   posts?: number
   /** Instead of `like_count bigint not null default 0`. */
   countColumn?: string
-  source?: { where?: string; sum?: string }
+  source?: { where?: string; sum?: string; data?: readonly string[] }
   rest?: Omit<CounterDefinition, 'source' | 'target'>
 }
 

@@ -2,6 +2,7 @@ import { apply } from './apply.ts'
 import { audit } from './audit.ts'
 import { backfill } from './backfill.ts'
 import { bulk } from './bulk.ts'
+import { consume } from './consume.ts'
 import { endToEnd } from './end-to-end.ts'
 import { fresh } from './fresh.ts'
 import { held } from './held.ts'
@@ -19,4 +20,4 @@ import { triggers } from './triggers.ts'
 import { writer } from './writer.ts'
 
 // The idle one first: after the others, autovacuum has work, and takes transaction ids.
-export const scenarios: readonly Scenario[] = [idle, hot, zipfian, evenly, triggers, prepared, bulk, mix, writer, apply, profile, endToEnd, lag, held, rotation, readCounts, fresh, backfill, audit]
+export const scenarios: readonly Scenario[] = [idle, hot, zipfian, evenly, triggers, prepared, bulk, mix, writer, apply, profile, endToEnd, lag, held, rotation, readCounts, fresh, consume, backfill, audit]

@@ -1,0 +1,19 @@
+import type { Pool } from 'pg'
+
+import type { ConsumerDefinition } from '../queue/definition.ts'
+import type { Tally } from '../tally.ts'
+import type { Logger } from './logger.ts'
+import type { WorkerOptions } from './worker.ts'
+
+/** What a module for `pgtally worker --module` may have as its default export, or a function that returns it (or a promise of it); an array is short for its consumers. */
+export interface WorkerModule {
+  consumers?: readonly ConsumerDefinition[]
+  onApplied?: WorkerOptions['onApplied']
+}
+
+/** What that function is given. */
+export interface WorkerModuleContext {
+  tally: Tally
+  pool: Pool
+  logger: Logger
+}
