@@ -66,7 +66,8 @@ begin
             problem := format('it goes on from where database "%s" of cluster %s is or was: this one is a copy of it', last.source_database, last.source_cluster);
             advice := 'Do not forward from a copy, unless it has replaced the original';
         else
-            problem := 'nothing was received from there before, and it is not the first batch: the counter was made again, or this database was set back before the first';
+            problem := 'nothing was received from there before, and it is not the first batch: the counter was made again, this database was set back, or the '
+                'source is a restored or renamed one';
         end if;
     end if;
     raise exception 'Counter "%" cannot take batch % of consumer "%", queue "%", database "%": %',

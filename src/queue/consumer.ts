@@ -165,8 +165,8 @@ export class Consumer implements AsyncDisposable {
       select batch_id::text, claim, cut from ${this.#schema}.claim_batch($1::text, $2::text, ${milliseconds('$3')}, $4::int4, $5::int4, ${milliseconds('$6')}, $7::bool)
     ) c`
     const values = [queue, name, leaseMs, maxEvents, minEvents, maxWaitMs, ordered]
-    // With a new batch that a crash of the server takes away, nothing has been done, where that would have been a later transaction of the same server. Elsewhere it may
-    // have: so the batch must be there for good, and with it, as the log is written in order, each event in it.
+    // A crash of the server that takes this away takes what came after it as well. But not what is elsewhere: for that the batch must be there for good, and with it, as
+    // the log is written in order, each event in it.
     const [row] = await inTransaction(this.#pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit: mode === 'transactional' })
     return JSON.parse(row?.claimed ?? '') as Claimed
   }

@@ -12,7 +12,7 @@ type Definition = ConsumerDefinition<z.ZodUnknown, 'at-least-once'>
 export interface ForwardDefinition extends Pick<Definition, 'queue' | 'name' | 'minEvents' | 'maxWaitMs' | 'timeoutMs' | 'leaseMs' | 'pollIntervalMs'> {
   /** A counter without a source, in another database: `createTally({ pool: otherPool }).counter('all_likes')`. */
   to: Counter<Key>
-  /** A batch has no more events than this, but never less than one transaction's. Default 100 000: the more are summed, the less there is to add. */
+  /** A batch has no more events than this, but never less than one transaction's. Default 200 000: the more are summed, the less there is to add. */
   maxEvents?: Definition['maxEvents']
 }
 
@@ -31,7 +31,7 @@ export function defineForward({ to, timeoutMs = 60_000, ...settings }: ForwardDe
     throw new PgtallyError('INVALID_ARGUMENT', `Forward "${settings.name}": \`to\` must be a counter in another database: createTally({ pool: otherPool }).counter('name').`)
   }
   return {
-    maxEvents: 100_000,
+    maxEvents: 200_000,
     ...settings,
     timeoutMs,
     mode: 'at-least-once',
