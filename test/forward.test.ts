@@ -7,6 +7,7 @@ import { createTally, defineForward } from '../src/index.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
 import { blocked, installed, pid, value } from './support/fixtures.ts'
 import { startTestServer } from './support/server.ts'
+import { beside } from './support/storm.ts'
 
 // Three clusters, since what they are told by differs.
 let servers: EmbeddedServer[]
@@ -127,6 +128,31 @@ describe('a forward', () => {
     await finished(stream)
     await finished(stream, other)
     expect(await counts(stream)).toEqual(Object.fromEntries(Array.from({ length: 20 }, (_, index) => [index + 1, 11])))
+  })
+
+  test('brings what was there before, too, as the documentation says, while likes go on', async () => {
+    const stream = await createStream()
+    await source.db.pool.query(`create table old_likes (post_id bigint); insert into old_likes select 1 from generate_series(1, 5)`)
+    await source.tally.createCounter('old_likes', { source: { table: 'old_likes', key: 'post_id' } })
+    await using writer = beside(() => source.db.pool.query('insert into old_likes values (1), (2)'))
+    const definition = { ...stream.definition, queue: 'old_likes' }
+    await waitFor(async () => writer.rounds > 5, { what: 'some likes' })
+    const client = await source.db.connect()
+    await client.query(`
+      begin;
+      lock table old_likes in share mode;
+      select pgtally.register_consumer('old_likes', 'to target');
+      create table seed as select post_id::text as key, count(*) as delta from old_likes group by 1;
+      commit`)
+    const { rounds } = writer
+    await using consumer = source.tally.forward(definition)
+    void consumer
+    const { rows } = await client.query<{ keys: string; deltas: string }>('select array_agg(key)::text as keys, array_agg(delta)::text as deltas from seed')
+    await target.db.pool.query('select pgtally.add_events($1, $2, $3)', [stream.counter, rows[0]?.keys, rows[0]?.deltas])
+    await waitFor(async () => writer.rounds > rounds + 5, { what: 'more likes' })
+    await writer.stop()
+    await finished({ ...stream, queue: 'old_likes' })
+    expect(await counts(stream)).toEqual(await value(source.db.pool, 'select json_object_agg(post_id, n) from (select post_id, count(*) as n from old_likes group by 1) s'))
   })
 
   test('is a consumer by its definition', async () => {
