@@ -12,7 +12,6 @@ import type { Executor } from './executor.ts'
 import { install, uninstall } from './install/install.ts'
 import type { InstallResult } from './install/install.ts'
 import { Consumer } from './queue/consumer.ts'
-import type { ConsumerOptions } from './queue/consumer.ts'
 import { parseDefinition } from './queue/definition.ts'
 import type { ConsumerDefinition, ConsumerMode } from './queue/definition.ts'
 import { defineForward } from './queue/forward.ts'
@@ -26,6 +25,7 @@ import { readStatus } from './status.ts'
 import type { Status } from './status.ts'
 import { drain } from './worker/drain.ts'
 import type { DrainOptions, DrainResult } from './worker/drain.ts'
+import type { ServiceOptions } from './worker/service.ts'
 import { Worker } from './worker/worker.ts'
 import type { WorkerOptions } from './worker/worker.ts'
 import { BufferedCounter } from './writer/buffered.ts'
@@ -163,7 +163,7 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
    * })
    * ```
    */
-  consumer<S extends z.ZodType = z.ZodUnknown, M extends ConsumerMode = 'transactional'>(definition: ConsumerDefinition<S, M>, options: ConsumerOptions = {}): Consumer {
+  consumer<S extends z.ZodType = z.ZodUnknown, M extends ConsumerMode = 'transactional'>(definition: ConsumerDefinition<S, M>, options: ServiceOptions = {}): Consumer {
     return new Consumer(this.#pool, this.schema, parseDefinition(definition), options)
   }
 
@@ -181,7 +181,7 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
    * await using forward = tally.forward({ queue: 'post_likes', name: 'to total', to: total.counter('all_likes') })
    * ```
    */
-  forward(definition: ForwardDefinition, options: ConsumerOptions = {}): Consumer {
+  forward(definition: ForwardDefinition, options: ServiceOptions = {}): Consumer {
     return this.consumer(defineForward(definition), options)
   }
 

@@ -7,6 +7,7 @@ import type { Batch, ConsumerDefinition, QueueEvent, Tally } from '../src/index.
 import { createTally } from '../src/index.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
 import { column, installed, value } from './support/fixtures.ts'
+import { dedicatedServer } from './support/server.ts'
 
 let db: TestDatabase
 let tally: Tally
@@ -434,6 +435,34 @@ describe('an at-least-once consumer', () => {
     expect(renewed).not.toBeNull()
     expect(given).toEqual(['1', '2', '3'])
     expect(await consumerOf(queue)).toMatchObject({ lastError: null })
+  })
+
+  test('is given the same events by that number again, also after a crash of the server', async (context) => {
+    // What is not flushed by a commit is lost then.
+    await using server = await dedicatedServer(context, { wal_writer_delay: '10s' })
+    await using own = await createTestDatabase(server.connectionString)
+    const ownTally = await installed(own)
+    await ownTally.createQueue('q')
+    await ownTally.queue('q').register('c')
+    const given: string[] = []
+    await ownTally.queue('q').insert(own.pool, { key: 1 })
+    await using consumer = ownTally.consumer({
+      ...fast,
+      queue: 'q',
+      mode: 'at-least-once',
+      handler: async (batch) => {
+        for await (const { key } of batch) given.push(`${batch.id}: ${key}`)
+        if (given.length > 1) return
+        await server.crash()
+        await server.restart()
+        await ownTally.queue('q').insert(own.pool, { key: 2 })
+        throw new Error('the server crashed')
+      },
+    })
+    void consumer
+    await waitFor(async () => given.length === 3, { what: 'both events' })
+    expect(given[1]).toBe(given[0])
+    expect(given[2]).toMatch(/: 2$/)
   })
 
   test('that is silent for too long loses its batch to another, and cannot finish it', async () => {

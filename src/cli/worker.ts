@@ -5,7 +5,7 @@ import type { Command } from 'commander'
 import { pino } from 'pino'
 
 import { describeError } from '../errors.ts'
-import type { ConsumerDefinition } from '../queue/definition.ts'
+import type { AnyConsumerDefinition, ConsumerDefinition } from '../queue/definition.ts'
 import { createTally } from '../tally.ts'
 import { workerDefaults } from '../worker/worker.ts'
 import { createPool, databaseCommand, negativeAnswer, wholeNumber } from './command.ts'
@@ -47,7 +47,7 @@ async function runWorker(options: WorkerCommandOptions): Promise<void> {
     // The pool had to be there before the module could say what it needs.
     pool.options.max = poolSize(concurrency, consumers)
     const worker = tally.worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, notify, onApplied, logger })
-    const running = consumers.map((definition) => ({ definition, consumer: tally.consumer(definition, { logger }) }))
+    const running = consumers.map((definition) => ({ definition, consumer: tally.consumer(definition as ConsumerDefinition, { logger }) }))
     // One that cannot go on does not stop the others.
     const ended = running.map(({ definition: { queue, name }, consumer }) =>
       consumer.done.catch((error: unknown) => {
@@ -79,6 +79,6 @@ async function runWorker(options: WorkerCommandOptions): Promise<void> {
 }
 
 /** One connection to look with; for each counter at work one to apply and one to wait for a locked row with; for each batch at work one to look and one to handle it with. */
-function poolSize(concurrency: number, consumers: readonly ConsumerDefinition[] = []): number {
+function poolSize(concurrency: number, consumers: readonly AnyConsumerDefinition[] = []): number {
   return 1 + 2 * concurrency + consumers.reduce((sum, consumer) => sum + 2 * (consumer.concurrency ?? 1), 0)
 }

@@ -78,6 +78,15 @@ export type TransactionToken = string
 const waitIntervalMs = 10
 const lastTransactionId = 2n ** 64n - 1n
 
+/** @throws PgtallyError UNSAFE_COUNT */
+export function safeNumber(counter: string, key: Key, count: bigint): number {
+  const number = Number(count)
+  if (!Number.isSafeInteger(number)) {
+    throw new PgtallyError('UNSAFE_COUNT', `Counter "${counter}": the count of ${key}, ${count}, is beyond what a number can hold. Read it with counter.get() and { bigint: true }.`)
+  }
+  return number
+}
+
 /** A counter by name: a handle that costs nothing and holds nothing. */
 export class Counter<K extends Key = Key> {
   readonly name: string
@@ -294,12 +303,7 @@ export class Counter<K extends Key = Key> {
   }
 
   #number(key: Key, count: bigint, bigint: boolean): number | bigint {
-    if (bigint) return count
-    const number = Number(count)
-    if (!Number.isSafeInteger(number)) {
-      throw new PgtallyError('UNSAFE_COUNT', `Counter "${this.name}": the count of ${key}, ${count}, is beyond what a number can hold. Read it with { bigint: true }.`)
-    }
-    return number
+    return bigint ? count : safeNumber(this.name, key, count)
   }
 
   #keyText(key: Key): string {

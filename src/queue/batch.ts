@@ -4,6 +4,7 @@ import type { z } from 'zod'
 import { PgtallyError } from '../errors.ts'
 import { query } from '../executor.ts'
 import type { Executor } from '../executor.ts'
+import type { Origin } from './origin.ts'
 import type { RawEvent } from './read-events.ts'
 
 /** One event of a queue. */
@@ -92,6 +93,7 @@ interface BatchOptions {
   read(): AsyncIterable<readonly RawEvent[]>
   deltas(): Promise<KeyDelta[]>
   export(): Promise<ExportedBatch>
+  origin(): Promise<Origin>
 }
 
 /** A batch at work in a handler. */
@@ -123,11 +125,23 @@ export class HandledBatch implements TransactionalBatch {
   }
 
   async *pages(): AsyncGenerator<readonly QueueEvent[], void, undefined> {
-    for await (const page of this.#options.read()) {
-      this.signal.throwIfAborted()
+    for await (const page of this.rawPages()) {
       const events = page.flatMap((raw) => this.#event(raw) ?? [])
       if (events.length > 0) yield events
     }
+  }
+
+  /** For what pgtally brings along itself: exact to the last digit, and of any size. */
+  async *rawPages(): AsyncGenerator<readonly RawEvent[], void, undefined> {
+    for await (const page of this.#options.read()) {
+      this.signal.throwIfAborted()
+      if (page.length > 0) yield page
+    }
+  }
+
+  /** For the same: tells this batch from those of other databases that have its number. */
+  origin(): Promise<Origin> {
+    return this.#options.origin()
   }
 
   deltas(): Promise<KeyDelta[]> {

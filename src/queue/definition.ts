@@ -58,6 +58,12 @@ export type ConsumerDefinition<S extends z.ZodType = z.ZodUnknown, M extends Con
       }
   )
 
+/** A consumer of whatever data and mode. */
+export type AnyConsumerDefinition = ConsumerSettings<z.ZodType, ConsumerMode> & {
+  handler?: ((batch: never) => Promise<void>) | undefined
+  each?: ((event: never, batch: never) => Promise<void>) | undefined
+}
+
 const atLeastOne = (value: number) => z.int().min(1).default(value)
 const name = z.string().min(1)
 const work = z.custom<(...args: never[]) => Promise<void>>((value) => typeof value === 'function', 'it must be a function')

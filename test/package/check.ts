@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { promisify } from 'node:util'
 
+import packageLock from '../../package-lock.json' with { type: 'json' }
 import packageJson from '../../package.json' with { type: 'json' }
 import { startEmbeddedServer } from '../../src/demo/embedded-server.ts'
 
@@ -57,17 +58,28 @@ try {
   await step('import', async () => {
     await writeFile(
       path.join(project, 'import.js'),
-      `import { createTally } from 'pgtally'\nconsole.log(typeof createTally)\n`,
+      `import { createTally } from 'pgtally'\nimport { createRedisCache } from 'pgtally/redis'\nconsole.log(typeof createTally, typeof createRedisCache)\n`,
     )
-    expectMatch(await inProject('node', 'import.js'), /^function$/m)
+    expectMatch(await inProject('node', 'import.js'), /^function function$/m)
   })
   await step('types', async () => {
     await writeFile(
       path.join(project, 'types.ts'),
-      `import { createTally } from 'pgtally'\nexport const create: (...args: never[]) => unknown = createTally\n`,
+      `import { createTally } from 'pgtally'\nimport { createRedisCache } from 'pgtally/redis'\nexport const create: ((...args: never[]) => unknown)[] = [createTally, createRedisCache]\n`,
     )
     const options = ['--noEmit', '--strict', '--skipLibCheck', 'false', '--module', 'nodenext', '--target', 'es2024']
     await inProject(path.join(repositoryBin, 'tsc'), ...options, 'types.ts')
+  })
+  await step('integrations, with what they need', async () => {
+    const needed = (['hyparquet-writer', 'pg-boss'] as const).map((name) => `${name}@${packageLock.packages[`node_modules/${name}`].version}`)
+    await inProject('npm', 'install', '--prefer-offline', '--no-audit', '--no-fund', ...needed)
+    await writeFile(
+      path.join(project, 'integrations.ts'),
+      `import { archive } from 'pgtally/archive'\nimport { jobs, milestoneJobs, scheduleMaintenance } from 'pgtally/pg-boss'\nconsole.log([archive, jobs, milestoneJobs, scheduleMaintenance].map((each) => typeof each).join())\n`,
+    )
+    const options = ['--strict', '--skipLibCheck', '--module', 'nodenext', '--target', 'es2024']
+    await inProject(path.join(repositoryBin, 'tsc'), ...options, '--types', 'node', '--typeRoots', path.join(repository, 'node_modules/@types'), 'integrations.ts')
+    expectMatch(await inProject('node', 'integrations.js'), /^(function,){3}function$/m)
   })
   await step('pgtally --help and --version', async () => {
     expectMatch(await pgtally('--help'), /Usage: pgtally/)

@@ -3,7 +3,7 @@ import type pg from 'pg'
 import { expectTypeOf } from 'vitest'
 import { z } from 'zod'
 
-import { createTally, defineConsumer, defineCounters } from '../../src/index.ts'
+import { createTally, defineConsumer, defineCounters, type WorkerModule } from '../../src/index.ts'
 
 declare const pool: pg.Pool
 const tally = createTally({ pool })
@@ -46,3 +46,6 @@ interface DB {
 defineCounters<DB>()({ likes: { source: { table: 'likes', key: 'post_id', data: ['user_id'] } } })
 // @ts-expect-error -- there is no such column
 defineCounters<DB>()({ likes: { source: { table: 'likes', key: 'post_id', data: ['emoji'] } } })
+
+const module: WorkerModule = { consumers: [defined, defineConsumer({ ...names, mode: 'at-least-once', each: async () => {} })] }
+void module

@@ -3,7 +3,7 @@ import type { ColumnType, Kysely, Transaction } from 'kysely'
 import type pg from 'pg'
 import { expectTypeOf } from 'vitest'
 
-import { createTally, defineCounters, type Counter, type FreshCount, type Measurement, type ReadOptions, type TransactionToken, type WaitOptions } from '../../src/index.ts'
+import { createTally, defineCounters, type Counter, type FreshCount, type Measurement, type Milestone, type ReadOptions, type TransactionToken, type VersionedCount, type WaitOptions } from '../../src/index.ts'
 
 /** As kysely-codegen writes them. */
 type Generated<T> = T extends ColumnType<infer S, infer I, infer U> ? ColumnType<S, I | undefined, U> : ColumnType<T, T | undefined, T>
@@ -26,7 +26,7 @@ declare const transaction: Transaction<DB>
 const define = defineCounters<DB>()
 
 const counters = define({
-  likes: { source: { table: 'likes', key: 'post_id', where: 'true' }, target: { table: 'posts', key: 'id', column: 'like_count' } },
+  likes: { source: { table: 'likes', key: 'post_id', where: 'true' }, target: { table: 'posts', key: 'id', column: 'like_count' }, milestones: [10, 100] },
   big: { source: { table: 'big_likes', key: 'post_id' }, target: { table: 'posts', key: 'id', column: 'big_count' } },
   nullable: { source: { table: 'app.reactions', key: 'post_id', sum: '1' }, target: { table: 'posts', key: 'id', column: 'views' } },
   slugs: { target: { table: 'posts', key: 'slug', column: 'like_count' }, onMissing: 'error' },
@@ -48,6 +48,10 @@ expectTypeOf<keyof typeof tally.counters>().toEqualTypeOf<'likes' | 'big' | 'nul
 
 expectTypeOf(tally.counters.likes.get(1)).toEqualTypeOf<Promise<number>>()
 expectTypeOf(tally.counters.likes.get(1, { bigint: true })).toEqualTypeOf<Promise<bigint>>()
+expectTypeOf(tally.counters.likes.getVersioned(1)).toEqualTypeOf<Promise<VersionedCount>>()
+expectTypeOf(tally.counters.likes.getVersioned(1, { bigint: true })).toEqualTypeOf<Promise<VersionedCount<bigint>>>()
+expectTypeOf(tally.counters.likes.milestones(1)).toEqualTypeOf<Promise<Milestone[]>>()
+expectTypeOf(tally.counters.likes.milestones(undefined, { bigint: true })).toEqualTypeOf<Promise<Milestone<bigint>[]>>()
 expectTypeOf(tally.counters.likes.get(1, { executor: transaction })).toEqualTypeOf<Promise<number>>()
 expectTypeOf(tally.counters.own.getMany(['a'])).toEqualTypeOf<Promise<Map<string, number>>>()
 expectTypeOf(tally.counters.own.getMany(['a'], { bigint: true })).toEqualTypeOf<Promise<Map<string, bigint>>>()
