@@ -39,7 +39,8 @@ const fatalCodes: ReadonlySet<string> = new Set(['NOT_INSTALLED', 'SCHEMA_TOO_NE
 export class Consumer extends Service {
   readonly #schema: string
   readonly #definition: ParsedDefinition
-  #lastError: string | undefined
+  /** Null: not known, an earlier process may have left one. */
+  #lastError: string | undefined | null = null
 
   /** @internal Use `tally.consumer()`. */
   constructor(pool: Pool, schema: string, definition: ParsedDefinition, options: ServiceOptions) {
@@ -271,9 +272,10 @@ export class Consumer extends Service {
   }
 
   async #recover(): Promise<void> {
-    if (this.#lastError === undefined) return
+    const lastError = this.#lastError
+    if (lastError === undefined) return
     this.#lastError = undefined
-    this.logger.info(this.#names, 'the consumer goes on')
+    if (lastError !== null) this.logger.info(this.#names, 'the consumer goes on')
     await this.#record(null)
   }
 
