@@ -14,6 +14,8 @@ export type { Batch, KeyDelta, QueueEvent, RetryOptions, TransactionalBatch } fr
 export type { Consumer } from './queue/consumer.ts'
 export { defineConsumer } from './queue/definition.ts'
 export type { AnyConsumerDefinition, ConsumerDefinition, ConsumerMode } from './queue/definition.ts'
+export { defineForward } from './queue/forward.ts'
+export type { ForwardDefinition } from './queue/forward.ts'
 export type { DeadLetter, NewEvent, Queue, QueueOptions } from './queue/queue.ts'
 export type { RebasedQueue } from './queue/rebase.ts'
 export { createTally } from './tally.ts'

@@ -10,6 +10,7 @@ import { inTransaction } from '../transaction.ts'
 import { Service } from '../worker/service.ts'
 import type { ServiceOptions } from '../worker/service.ts'
 import { HandledBatch } from './batch.ts'
+import type { ExportedBatch } from './batch.ts'
 import type { ParsedDefinition } from './definition.ts'
 import { readOrigin } from './origin.ts'
 import { readEvents, readEventsApart } from './read-events.ts'
@@ -38,7 +39,8 @@ const fatalCodes: ReadonlySet<string> = new Set(['NOT_INSTALLED', 'SCHEMA_TOO_NE
 export class Consumer extends Service {
   readonly #schema: string
   readonly #definition: ParsedDefinition
-  #lastError: string | undefined
+  /** Null: not known, an earlier process may have left one. */
+  #lastError: string | undefined | null = null
 
   /** @internal Use `tally.consumer()`. */
   constructor(pool: Pool, schema: string, definition: ParsedDefinition, options: ServiceOptions) {
@@ -131,9 +133,9 @@ export class Consumer extends Service {
       select batch_id::text, claim, cut from ${this.#schema}.claim_batch($1::text, $2::text, ${milliseconds('$3')}, $4::int4, $5::int4, ${milliseconds('$6')}, $7::bool)
     ) c`
     const values = [queue, name, leaseMs, maxEvents, minEvents, maxWaitMs, ordered]
-    // To lose a claim in a crash does no harm where nothing has been done with it. Elsewhere a handler may have noted the batch's number, which must not become that of another.
-    const asynchronousCommit = mode === 'transactional'
-    const [row] = await inTransaction(this.pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit })
+    // A crash of the server that takes this away takes what came after it as well. But not what is elsewhere: for that the batch must be there for good, and with it, as
+    // the log is written in order, each event in it.
+    const [row] = await inTransaction(this.pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit: mode === 'transactional' })
     return JSON.parse(row?.claimed ?? '') as Claimed
   }
 
@@ -188,6 +190,11 @@ export class Consumer extends Service {
         const rows = await query<Record<'key' | 'delta' | 'events', string>>(client ?? this.pool, text, [id])
         return rows.map(({ key, delta, events }) => ({ key, delta: Number(delta), events: Number(events) }))
       },
+      export: async () => {
+        const text = `select batch::text, keys::text, deltas::text from ${this.#schema}.export_batch($1)`
+        const [row] = await inTransaction(this.pool, (reader) => query<Record<keyof ExportedBatch, string>>(reader, text, [id]), { signal })
+        return row as ExportedBatch
+      },
       origin: () => readOrigin(client ?? this.pool, this.#schema),
     })
   }
@@ -230,10 +237,7 @@ export class Consumer extends Service {
 
   /** After the handler has failed. Never throws: what cannot be given back is taken over when its lease is over. */
   async #giveBack(id: string, claim: number, error: unknown): Promise<void> {
-    if (error instanceof PgtallyError && error.code === 'BATCH_LOST') {
-      this.logger.warn({ ...this.#names, batch: id, error: error.message }, 'the batch was taken over by another process')
-      return
-    }
+    if (this.#isLost(id, error)) return
     const retryInMs = Math.min(shortestBackOffMs * 2 ** (claim - 1), longestBackOffMs)
     try {
       await inTransaction(this.pool, async (client) => {
@@ -242,9 +246,17 @@ export class Consumer extends Service {
         await this.#call(client, `release_batch($1::int8, $2::int4, ${milliseconds('$3')}, $4::text, $5::int4)`, id, claim, retryInMs, describeError(error), this.#definition.maxAttempts)
       })
     } catch (releaseError) {
+      // Then it does not matter what else went wrong with it.
+      if (this.#isLost(id, releaseError)) return
       this.logger.debug({ ...this.#names, batch: id, error: describeError(releaseError) }, 'the batch could not be given back')
     }
     await this.#report(error, { batch: id, retryInMs })
+  }
+
+  #isLost(id: string, error: unknown): boolean {
+    const lost = error instanceof PgtallyError && error.code === 'BATCH_LOST'
+    if (lost) this.logger.warn({ ...this.#names, batch: id, error: error.message }, 'the batch was taken over by another process')
+    return lost
   }
 
   async #call(executor: Executor, text: string, id: string, claim: number, ...more: unknown[]): Promise<void> {
@@ -260,9 +272,10 @@ export class Consumer extends Service {
   }
 
   async #recover(): Promise<void> {
-    if (this.#lastError === undefined) return
+    const lastError = this.#lastError
+    if (lastError === undefined) return
     this.#lastError = undefined
-    this.logger.info(this.#names, 'the consumer goes on')
+    if (lastError !== null) this.logger.info(this.#names, 'the consumer goes on')
     await this.#record(null)
   }
 
