@@ -18,4 +18,7 @@ export const countingMethods: readonly Method[] = [tallyTrigger, pgq, pgque, slo
 export const laterMethods: readonly Method[] = [tallyTrigger, pgq, pgque, pgBoss, graphileWorker]
 
 /** Those that can be asked to go on for minutes under a held transaction. */
-export const heldMethods: readonly Method[] = [tallyTrigger, tallyOwnTable, updateInStatement, pgq]
+export const heldMethods: readonly Method[] = [tallyTrigger, updateInStatement, pgq]
+
+/** Where the checks of a foreign key look at the counted row, or at another one. */
+export const heldMethodsWithKey: readonly Method[] = [tallyTrigger, tallyOwnTable]

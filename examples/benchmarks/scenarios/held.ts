@@ -5,7 +5,7 @@ import type { Bench } from '../bench.ts'
 import { inTurn, openContest, reset, verify, warmUp } from '../contest.ts'
 import type { Contestant } from '../contest.ts'
 import { halfHot } from '../distributions.ts'
-import { heldMethods } from '../methods/all.ts'
+import { heldMethods, heldMethodsWithKey } from '../methods/all.ts'
 import { probeLag } from '../probe.ts'
 import { median } from '../results.ts'
 import type { Lines, Metric, Result } from '../results.ts'
@@ -40,7 +40,7 @@ export const held: Scenario = {
 async function likesWhileHeld(bench: Bench, id: string, foreignKey: boolean): Promise<Result> {
   const { heldSeconds } = bench
   const beforeSeconds = heldSeconds / 5
-  await using contest = await openContest(bench, heldMethods, { distribution: halfHot, foreignKey })
+  await using contest = await openContest(bench, foreignKey ? heldMethodsWithKey : heldMethods, { distribution: halfHot, foreignKey })
   await warmUp(bench, contest, halfHot)
   const withKey = foreignKey ? 'with a foreign key' : 'no foreign key'
   const chartOf = (name: string, what: string, yTitle: string, logarithmic?: true): Lines => ({
