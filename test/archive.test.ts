@@ -4,6 +4,7 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { DuckDBInstance } from '@duckdb/node-api'
+import pg from 'pg'
 import { beforeAll, describe, expect, test } from 'vitest'
 
 import { archive } from '../src/archive.ts'
@@ -225,6 +226,42 @@ describe('what a file is named by', () => {
     expect(names.size).toBe(4)
   })
 
+  test('is not the same in a copy of the database', async () => {
+    const { queue, directory } = await createArchive()
+    await using original = await createTestDatabase()
+    const copyUrl = `${original.connectionString}_copy`
+    const inPool = async (connectionString: string, work: (own: Tally, pool: pg.Pool) => Promise<unknown>) => {
+      const pool = new pg.Pool({ connectionString })
+      pool.on('error', () => {})
+      await work(createTally({ pool }), pool).finally(() => pool.end())
+    }
+    const archiveIn = (connectionString: string) =>
+      inPool(connectionString, async (own) => {
+        await using consumer = own.consumer(archive({ ...fast, queue, directory }))
+        void consumer
+        await waitFor(async () => (await own.status()).consumers[0]?.pendingEvents === 0, { what: 'an archive that has finished everything' })
+      })
+    await inPool(original.connectionString, async (own, pool) => {
+      await own.install()
+      await own.createQueue(queue)
+      await own.queue(queue).register('archive')
+      await own.queue(queue).insert(pool, { key: 1 })
+    })
+    const name = new URL(copyUrl).pathname.slice(1)
+    // The server may take a moment to see that nobody uses it any more.
+    await waitFor(() => db.pool.query(`create database ${name} template ${name.replace('_copy', '')}`).then(() => true, (error: Error) => { if (/being accessed/.test(error.message)) return false; throw error }), { what: 'a copy' })
+    try {
+      await archiveIn(original.connectionString)
+      await archiveIn(copyUrl)
+    } finally {
+      await db.pool.query(`drop database ${name} with (force)`)
+    }
+    const [one, two, ...rest] = (await filesIn(directory)).map((file) => path.basename(file).split('-'))
+    expect(rest).toEqual([])
+    expect(one?.[2]).toBe(two?.[2])
+    expect(one?.[1]).not.toBe(two?.[1])
+  })
+
   test('is not the same any more when a standby was promoted, from where numbers are given out again', async (context) => {
     await using server = await dedicatedServer(context)
     await using own = await createTestDatabase(server.connectionString)
@@ -320,6 +357,7 @@ describe('a directory that cannot be written', () => {
     await using consumer = tally.consumer(archive({ ...fast, queue, directory }))
     void consumer
     await waitFor(async () => /ENOTDIR/.test((await consumerOf(queue))?.lastError ?? ''), { what: 'the error' })
+    await waitFor(async () => (await filesIn(directory)).length === 0, { what: 'no half file between two attempts' })
     await rm(path.join(directory, 'date=2026-01-02'))
     await finished(queue)
     await expectArchived(queue, directory)
