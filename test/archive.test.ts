@@ -46,7 +46,8 @@ async function createArchive(queue = `events_${archives + 1}`): Promise<{ queue:
 const fast = { name: 'archive', minEvents: 1, maxWaitMs: 0, pollIntervalMs: 5 } as const
 
 const consumerOf = async (queue: string) => (await tally.status()).consumers.find((consumer) => consumer.queue === queue)
-const finished = (queue: string) => waitFor(async () => (await consumerOf(queue))?.pendingEvents === 0, { what: 'an archive that has finished everything' })
+// Where processes have to start first, that takes its time on a busy machine.
+const finished = (queue: string, timeoutMs = 20_000) => waitFor(async () => (await consumerOf(queue))?.pendingEvents === 0, { what: 'an archive that has finished everything', timeoutMs })
 
 /** Archives what is there, and ends. */
 async function archiveAll(options: Pick<ArchiveOptions, 'queue' | 'directory'> & Partial<ArchiveOptions>): Promise<void> {
@@ -290,7 +291,7 @@ describe('what a file is named by', () => {
 describe('a batch that is given again', () => {
   const start = (queue: string, directory: string, stayAfter = '') => startScript(new URL('support/archive-process.ts', import.meta.url), db.connectionString, queue, directory, stayAfter)
 
-  test.each(['page', 'rename'])('as its process was killed after a %s, leaves each event in one file', async (stayAfter) => {
+  test.each(['page', 'rename'])('as its process was killed after a %s, leaves each event in one file', { timeout: 120_000 }, async (stayAfter) => {
     const { queue, directory } = await createArchive()
     await insertMany(queue, 12_000)
     await using killed = start(queue, directory, stayAfter)
@@ -300,7 +301,7 @@ describe('a batch that is given again', () => {
     expect(left).toHaveLength(1)
     expect(left[0]).toMatch(stayAfter === 'page' ? /\/\.events_\d+-.*\.parquet\.[-0-9a-f]+$/ : /\/events_\d+-.*\.parquet$/)
     await using other = start(queue, directory)
-    await finished(queue)
+    await finished(queue, 60_000)
     await other.kill()
     expect(await filesIn(directory)).toEqual([expect.stringMatching(/\/events_\d+-.*\.parquet$/)])
     await expectArchived(queue, directory)
@@ -317,7 +318,7 @@ describe('a batch that is given again', () => {
       await process.kill()
     }
     await using last = start(queue, directory)
-    await finished(queue)
+    await finished(queue, 60_000)
     await last.kill()
     await expectArchived(queue, directory)
     expect((await filesIn(directory)).filter((file) => path.basename(file).startsWith('.'))).toEqual([])
