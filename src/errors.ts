@@ -23,6 +23,7 @@ export type PgtallyErrorCode =
   | 'CLOSED'
   | 'OUTCOME_UNKNOWN'
   | 'BATCH_LOST'
+  | 'OUT_OF_STEP'
 
 export class PgtallyError extends Error {
   override readonly name = 'PgtallyError'
@@ -47,6 +48,7 @@ const ownStates: Readonly<Record<string, PgtallyErrorCode>> = {
   TL009: 'NOT_APPLICABLE',
   TL010: 'IN_USE',
   TL011: 'BATCH_LOST',
+  TL012: 'OUT_OF_STEP',
 }
 
 /** PostgreSQL's own SQLSTATEs as they come up while something is defined, with what to do about them. */

@@ -12,9 +12,10 @@ import type { Executor } from './executor.ts'
 import { install, uninstall } from './install/install.ts'
 import type { InstallResult } from './install/install.ts'
 import { Consumer } from './queue/consumer.ts'
-import type { ConsumerOptions } from './queue/consumer.ts'
 import { parseDefinition } from './queue/definition.ts'
 import type { ConsumerDefinition, ConsumerMode } from './queue/definition.ts'
+import { defineForward } from './queue/forward.ts'
+import type { ForwardDefinition } from './queue/forward.ts'
 import { Queue, createQueue, dropQueue } from './queue/queue.ts'
 import type { QueueOptions } from './queue/queue.ts'
 import { rebase } from './queue/rebase.ts'
@@ -24,6 +25,7 @@ import { readStatus } from './status.ts'
 import type { Status } from './status.ts'
 import { drain } from './worker/drain.ts'
 import type { DrainOptions, DrainResult } from './worker/drain.ts'
+import type { ServiceOptions } from './worker/service.ts'
 import { Worker } from './worker/worker.ts'
 import type { WorkerOptions } from './worker/worker.ts'
 import { BufferedCounter } from './writer/buffered.ts'
@@ -161,8 +163,26 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
    * })
    * ```
    */
-  consumer<S extends z.ZodType = z.ZodUnknown, M extends ConsumerMode = 'transactional'>(definition: ConsumerDefinition<S, M>, options: ConsumerOptions = {}): Consumer {
+  consumer<S extends z.ZodType = z.ZodUnknown, M extends ConsumerMode = 'transactional'>(definition: ConsumerDefinition<S, M>, options: ServiceOptions = {}): Consumer {
     return new Consumer(this.#pool, this.schema, parseDefinition(definition), options)
+  }
+
+  /**
+   * Starts to forward a queue to a counter in another database: the deltas of each batch, summed by key, are added there exactly once, whatever crashes or is cut off, and
+   * whenever. What commits from its first start on is forwarded. Any number of processes may run the same one.
+   *
+   * @throws PgtallyError INVALID_ARGUMENT; what is wrong with the queue, `done` says; what is wrong with the target (it is down, read-only, of another version, not in step),
+   * `status()` of the source says, until it is mended and forwarding goes on by itself
+   *
+   * @example
+   * ```ts
+   * const total = createTally({ pool: totalPool })
+   * await total.createCounter('all_likes', {})
+   * await using forward = tally.forward({ queue: 'post_likes', name: 'to total', to: total.counter('all_likes') })
+   * ```
+   */
+  forward(definition: ForwardDefinition, options: ServiceOptions = {}): Consumer {
+    return this.consumer(defineForward(definition), options)
   }
 
   /**

@@ -1,17 +1,18 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 
-import type { Pool, PoolClient } from 'pg'
+import type { Client, Pool, PoolClient } from 'pg'
 
 import { isDatabaseError } from './errors.ts'
 
 export interface TransactionOptions {
   /**
    * Let COMMIT return before the log is on disk. Only for transactions that could be done again from what they read:
-   * should a crash take the last ones away, it takes both the counts and the position.
+   * should a crash take the last ones away, it takes both the counts and the position. With `false`, COMMIT waits for the disk even where the server's default
+   * is otherwise: for what another server shall rely on.
    */
   asynchronousCommit?: boolean
-  /** When it is aborted before `work` has ended, the connection is closed instead of rolled back: `work` may go on using it. */
-  signal?: AbortSignal
+  /** When it is aborted, the connection is closed at once, whatever it waits for. */
+  signal?: AbortSignal | undefined
 }
 
 /**
@@ -21,12 +22,16 @@ export interface TransactionOptions {
 export async function inTransaction<T>(
   pool: Pool,
   work: (client: PoolClient) => Promise<T>,
-  { asynchronousCommit = false, signal }: TransactionOptions = {},
+  { asynchronousCommit, signal }: TransactionOptions = {},
 ): Promise<T> {
   const client = await connect(pool)
   let broken: boolean | Error = false
+  // A server that has gone silent would not even answer a ROLLBACK.
+  const close = () => void (client as unknown as Client).end().catch(() => {})
+  signal?.addEventListener('abort', close, { once: true })
   try {
-    await client.query(`BEGIN ISOLATION LEVEL READ COMMITTED${asynchronousCommit ? '; SET LOCAL synchronous_commit = off' : ''}`)
+    const commitMode = asynchronousCommit === undefined ? '' : `; SET LOCAL synchronous_commit = ${asynchronousCommit ? 'off' : 'on'}`
+    await client.query(`BEGIN ISOLATION LEVEL READ COMMITTED${commitMode}`)
     const result = await work(client)
     await client.query('COMMIT')
     return result
@@ -39,6 +44,7 @@ export async function inTransaction<T>(
     }
     throw error
   } finally {
+    signal?.removeEventListener('abort', close)
     release(client, broken)
   }
 }

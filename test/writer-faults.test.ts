@@ -154,7 +154,7 @@ describe('what leaves no doubt is not OUTCOME_UNKNOWN', () => {
 
   test('no connection of the pool is free in time', async () => {
     const blog = await createMemberships(db, tally)
-    await using likes = ownWriter(blog, { max: 1, connectionTimeoutMillis: 100 })
+    await using likes = ownWriter(blog, { max: 1, connectionTimeoutMillis: 1500 })
     await likes.add(1, 1)
     const taken = await likes.pool.connect()
     const error = await outcome(likes.add(1, 2))

@@ -10,7 +10,8 @@
 -- from restored ones by the row's xmin: the index of the whole table became valid when the rows of all slots were there and indexed,
 -- before any trigger was made. (That of one slot says nothing about the others: pg_restore may fill those later.)
 --
--- Open batches are forgotten; their consumers are given the events again. Writers are not disturbed. Returns the number of events that
+-- Open batches are forgotten; their consumers are given the events again. The new position has the token of the last batch before them: what had been received
+-- just up to there goes on, what had received more is told (receive_batch). Writers are not disturbed. Returns the number of events that
 -- are pending; NULL when the positions were this cluster's already.
 --
 -- Errors: TL001 when there is no such queue; TL004 when the transaction is not READ COMMITTED.
@@ -73,15 +74,20 @@ begin
     using boundary, groups;
 
     for consumer in
-        select c.consumer_id, p.batches, p.events, p.dropped_events
+        select c.consumer_id, p.batches, p.events, p.dropped_events, (
+            select b.token from pgtally.batch b
+            where b.consumer_id = c.consumer_id and b.finished_at is not null
+                and not exists (select from pgtally.batch o where o.consumer_id = c.consumer_id and o.finished_at is null and o.batch_id < b.batch_id)
+            order by b.batch_id desc limit 1) as token
         from pgtally.consumer c, lateral pgtally.consumer_position(c.consumer_id) p
         where c.queue_id = id order by c.consumer_id
     loop
         number := number + 1;
         update pgtally.failed_event f set batch_id = null where f.consumer_id = consumer.consumer_id and f.batch_id is not null;
         delete from pgtally.batch b where b.consumer_id = consumer.consumer_id;
-        insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events)
-        select consumer.consumer_id, b.position, b.position, clock_timestamp(), consumer.batches, consumer.events, consumer.dropped_events
+        insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events, token)
+        select consumer.consumer_id, b.position, b.position, clock_timestamp(), consumer.batches, consumer.events, consumer.dropped_events,
+            coalesce(consumer.token, gen_random_uuid())
         from (
             select format('%s:%s:%s', least(pg_snapshot_xmin(boundary), (array_agg(xid order by xid))[1]), pg_snapshot_xmax(boundary),
                 string_agg(xid::text, ',' order by xid))::pg_snapshot

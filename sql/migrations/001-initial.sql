@@ -69,6 +69,8 @@ create table pgtally.batch (
     batches bigint not null,
     events bigint not null,
     dropped_events bigint not null,
+    -- Tells it from every other one, also where a database was set back and has given its number to other events (receive_batch).
+    token uuid not null default gen_random_uuid(),
     unique (consumer_id, batch_id)
 );
 -- Counters finish their batches as they open them, so they never write here.
@@ -110,6 +112,24 @@ create table pgtally.counter (
     milestones bigint[],
     -- Two counters would both add to it.
     unique (target_table, target_column)
+);
+
+-- How far a counter has come with what a consumer in another database forwards to it; see receive_batch().
+create table pgtally.received (
+    counter_id integer not null references pgtally.counter on delete cascade,
+    -- pg_control_system
+    source_cluster bigint not null,
+    source_database text not null,
+    source_queue text not null,
+    source_consumer text not null,
+    -- The batch that was received last, its token and number; 0 where it is none, but where an operator has set it to (accept_batch).
+    position uuid not null,
+    batch_id bigint not null,
+    -- The position before the first one that was received. A copy of the source has it, too, and would begin there once more.
+    began_after uuid not null default gen_random_uuid(),
+    received_at timestamptz not null default clock_timestamp(),
+    primary key (counter_id, source_cluster, source_database, source_queue, source_consumer),
+    unique (counter_id, began_after)
 );
 
 -- A comparison of all keys of a counter with its source, with corrections, as far as it has come. A new counter has one to do.

@@ -5,10 +5,13 @@ import type { Pool } from 'pg'
 import { PgtallyError } from '../errors.ts'
 import { query } from '../executor.ts'
 import type { Executor, Row } from '../executor.ts'
+import type { ExportedBatch } from '../queue/batch.ts'
 import { audit } from './audit.ts'
 import type { AuditOptions } from './audit.ts'
 import type { Key } from './definition.ts'
 import type { Measurement } from './measure.ts'
+import { receiveBatch } from './receive.ts'
+import type { ReceiveOptions } from './receive.ts'
 import { reconcile, reset } from './reconcile.ts'
 import type { ReconcileOptions } from './reconcile.ts'
 
@@ -122,6 +125,11 @@ export class Counter<K extends Key = Key> {
       [this.name, this.#keyText(key), String(delta)],
     )
     return row?.token ?? ''
+  }
+
+  /** @internal Use `tally.forward()`. */
+  async receive(batch: ExportedBatch, options: ReceiveOptions): Promise<boolean> {
+    return receiveBatch(this.#pool, this.#schema, this.name, batch, options)
   }
 
   /**

@@ -73,6 +73,15 @@ function defaultDelayMs(attempt: number): number {
   return Math.min(1000 * 2 ** (attempt - 1), longestDelayMs) * (0.8 + 0.4 * Math.random())
 }
 
+/** What `export_batch()` gives, for `receive_batch()`; all as the server wrote it, so nothing here needs to be understood or can be rounded. */
+export interface ExportedBatch {
+  /** JSON: whose it is, and which. */
+  batch: string
+  /** PostgreSQL arrays. */
+  keys: string
+  deltas: string
+}
+
 interface BatchOptions {
   id: string
   attempt: number
@@ -83,6 +92,7 @@ interface BatchOptions {
   maxAttempts: number
   read(): AsyncIterable<readonly RawEvent[]>
   deltas(): Promise<KeyDelta[]>
+  export(): Promise<ExportedBatch>
   origin(): Promise<Origin>
 }
 
@@ -136,6 +146,10 @@ export class HandledBatch implements TransactionalBatch {
 
   deltas(): Promise<KeyDelta[]> {
     return this.#options.deltas()
+  }
+
+  export(): Promise<ExportedBatch> {
+    return this.#options.export()
   }
 
   retry(event: QueueEvent, { delayMs = defaultDelayMs(event.attempt), reason = 'the handler asked for it to be given again' }: RetryOptions = {}): void {

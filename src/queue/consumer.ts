@@ -7,8 +7,10 @@ import { query } from '../executor.ts'
 import type { Executor } from '../executor.ts'
 import { requireInstalled } from '../install/install.ts'
 import { inTransaction } from '../transaction.ts'
-import type { Logger } from '../worker/logger.ts'
+import { Service } from '../worker/service.ts'
+import type { ServiceOptions } from '../worker/service.ts'
 import { HandledBatch } from './batch.ts'
+import type { ExportedBatch } from './batch.ts'
 import type { ParsedDefinition } from './definition.ts'
 import { readOrigin } from './origin.ts'
 import { readEvents, readEventsApart } from './read-events.ts'
@@ -19,19 +21,12 @@ const shortestBackOffMs = 250
 const longestBackOffMs = 60_000
 const longestReconnectDelayMs = 5000
 
-export interface ConsumerOptions {
-  /** Stops the consumer, as `stop()` does. */
-  signal?: AbortSignal
-  logger?: Logger
-}
-
 interface Claimed {
   batch_id: string | null
   claim: number
   cut: boolean
 }
 
-const silent: Logger = { debug() {}, info() {}, warn() {} }
 const milliseconds = (parameter: string) => `${parameter}::float8 * interval '1 millisecond'`
 
 /** Errors that no waiting mends. OTHER_CLUSTER and the like are mended by someone, while this goes on. */
@@ -39,90 +34,63 @@ const fatalCodes: ReadonlySet<string> = new Set(['NOT_INSTALLED', 'SCHEMA_TOO_NE
 
 /**
  * Gives a queue's events to a handler until it is stopped. Any number of processes may run the same consumer.
- *
- * It survives the loss of the database, with back-off. It never closes the pool and installs no signal handlers.
+ * It survives the loss of the database, with back-off.
  */
-export class Consumer implements AsyncDisposable {
-  /**
-   * Settles when the consumer has ended: after `stop()`, or with an error when it cannot go on: its pool was ended, its queue was dropped, it lacks a right.
-   *
-   * @throws PgtallyError NOT_FOUND (the queue), IN_USE (a counter has the name), NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD
-   */
-  readonly done: Promise<void>
-
-  readonly #pool: Pool
+export class Consumer extends Service {
   readonly #schema: string
   readonly #definition: ParsedDefinition
-  readonly #logger: Logger
-  readonly #stopping = new AbortController()
-  #lastError: string | undefined
+  /** Null: not known, an earlier process may have left one. */
+  #lastError: string | undefined | null = null
 
   /** @internal Use `tally.consumer()`. */
-  constructor(pool: Pool, schema: string, definition: ParsedDefinition, { signal, logger }: ConsumerOptions) {
-    this.#pool = pool
+  constructor(pool: Pool, schema: string, definition: ParsedDefinition, options: ServiceOptions) {
+    super(pool, options)
     this.#schema = schema
     this.#definition = definition
-    this.#logger = logger ?? silent
-    signal?.addEventListener('abort', () => this.#stopping.abort(), { signal: this.#stopping.signal })
-    if (signal?.aborted) this.#stopping.abort()
-    this.done = this.#run()
-    // Whoever does not ask for `done` shall not be ended by an unhandled rejection.
-    this.done.catch(() => {})
-  }
-
-  /** Finishes the batches in hand and ends. Resolves when that is done; may be called again. */
-  async stop(): Promise<void> {
-    this.#stopping.abort()
-    await this.done
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.stop()
   }
 
   get #names(): { queue: string; consumer: string } {
     return { queue: this.#definition.queue, consumer: this.#definition.name }
   }
 
-  async #run(): Promise<void> {
-    // An idle connection of the pool that dies reports it on the pool; unheard, that would end the process.
-    const ignore = (error: Error) => this.#logger.debug({ ...this.#names, error: error.message }, 'an idle connection was lost')
-    this.#pool.on('error', ignore)
+  protected override async run(): Promise<void> {
     try {
       await this.#start()
       // Each handles one batch at a time. When one cannot go on, none can.
-      const lanes = Array.from({ length: this.#definition.concurrency }, () => this.#handleAll().catch((error: unknown) => {
-        this.#stopping.abort()
-        throw error
-      }))
+      const failed = new AbortController()
+      const lanes = Array.from({ length: this.#definition.concurrency }, () =>
+        this.#handleAll(AbortSignal.any([this.stopping, failed.signal])).catch((error: unknown) => {
+          failed.abort()
+          throw error
+        }),
+      )
       await Promise.allSettled(lanes)
       await Promise.all(lanes)
     } finally {
-      this.#pool.off('error', ignore)
-      this.#logger.info(this.#names, 'consumer stopped')
+      this.logger.info(this.#names, 'consumer stopped')
     }
   }
 
   async #start(): Promise<void> {
     const { queue, name } = this.#definition
-    for (let delayMs = 100; !this.#stopping.signal.aborted; delayMs = Math.min(delayMs * 2, longestReconnectDelayMs)) {
+    for (let delayMs = 100; !this.stopping.aborted; delayMs = Math.min(delayMs * 2, longestReconnectDelayMs)) {
       try {
-        await requireInstalled(this.#pool, this.#schema)
-        await inTransaction(this.#pool, (client) => query(client, `select ${this.#schema}.register_consumer($1::text, $2::text)`, [queue, name]))
-        this.#logger.info(this.#names, 'consumer started')
+        await requireInstalled(this.pool, this.#schema)
+        await inTransaction(this.pool, (client) => query(client, `select ${this.#schema}.register_consumer($1::text, $2::text)`, [queue, name]))
+        this.logger.info(this.#names, 'consumer started')
         return
       } catch (error) {
         if (this.#isFatal(error)) throw error
-        this.#logger.warn({ ...this.#names, error: describeError(error), retryInMs: delayMs }, 'the consumer cannot start')
-        await this.#sleep(delayMs)
+        this.logger.warn({ ...this.#names, error: describeError(error), retryInMs: delayMs }, 'the consumer cannot start')
+        await sleep(delayMs, undefined, { signal: this.stopping }).catch(() => {})
       }
     }
   }
 
-  async #handleAll(): Promise<void> {
+  async #handleAll(stopping: AbortSignal): Promise<void> {
     const { pollIntervalMs } = this.#definition
     let reconnectDelayMs = 0
-    while (!this.#stopping.signal.aborted) {
+    while (!stopping.aborted) {
       let delayMs = pollIntervalMs
       try {
         if (await this.#handleNext()) delayMs = 0
@@ -133,7 +101,7 @@ export class Consumer implements AsyncDisposable {
         delayMs = reconnectDelayMs
         await this.#report(error)
       }
-      if (delayMs > 0) await this.#sleep(delayMs)
+      if (delayMs > 0) await sleep(delayMs, undefined, { signal: stopping }).catch(() => {})
     }
   }
 
@@ -141,7 +109,7 @@ export class Consumer implements AsyncDisposable {
   async #handleNext(): Promise<boolean> {
     const { queue, name, mode, minEvents, maxWaitMs, ordered } = this.#definition
     const [row] = await query<{ due: string }>(
-      this.#pool,
+      this.pool,
       `select ${this.#schema}.due_batch($1::text, $2::text, $3::int4, ${milliseconds('$4')}, $5::bool)::text as due`,
       [queue, name, minEvents, maxWaitMs, ordered],
     )
@@ -154,7 +122,7 @@ export class Consumer implements AsyncDisposable {
       await this.#giveBack(id, claim, error)
       return false
     }
-    this.#logger.debug({ ...this.#names, batch: id, attempt: claim }, 'batch finished')
+    this.logger.debug({ ...this.#names, batch: id, attempt: claim }, 'batch finished')
     await this.#recover()
     return cut
   }
@@ -165,9 +133,9 @@ export class Consumer implements AsyncDisposable {
       select batch_id::text, claim, cut from ${this.#schema}.claim_batch($1::text, $2::text, ${milliseconds('$3')}, $4::int4, $5::int4, ${milliseconds('$6')}, $7::bool)
     ) c`
     const values = [queue, name, leaseMs, maxEvents, minEvents, maxWaitMs, ordered]
-    // To lose a claim in a crash does no harm where nothing has been done with it. Elsewhere a handler may have noted the batch's number, which must not become that of another.
-    const asynchronousCommit = mode === 'transactional'
-    const [row] = await inTransaction(this.#pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit })
+    // A crash of the server that takes this away takes what came after it as well. But not what is elsewhere: for that the batch must be there for good, and with it, as
+    // the log is written in order, each event in it.
+    const [row] = await inTransaction(this.pool, (client) => query<{ claimed: string }>(client, text, values), { asynchronousCommit: mode === 'transactional' })
     return JSON.parse(row?.claimed ?? '') as Claimed
   }
 
@@ -176,7 +144,7 @@ export class Consumer implements AsyncDisposable {
     const { timeoutMs } = this.#definition
     const lost = new AbortController()
     await inTransaction(
-      this.#pool,
+      this.pool,
       async (client) => {
         // For what this process cannot end: a statement that hangs there, and a connection that it has lost sight of. Idle, it is closed from here first.
         await client.query(`set local statement_timeout = ${timeoutMs}; set local idle_in_transaction_session_timeout = ${timeoutMs + idleGraceMs}`)
@@ -193,15 +161,15 @@ export class Consumer implements AsyncDisposable {
     const { leaseMs } = this.#definition
     const lost = new AbortController()
     const renewing = setInterval(() => {
-      this.#call(this.#pool, `renew_claim($1::int8, $2::int4, ${milliseconds('$3')})`, id, claim, leaseMs).catch((error: unknown) => {
+      this.#call(this.pool, `renew_claim($1::int8, $2::int4, ${milliseconds('$3')})`, id, claim, leaseMs).catch((error: unknown) => {
         if (error instanceof PgtallyError && error.code === 'BATCH_LOST') lost.abort(error)
-        else this.#logger.warn({ ...this.#names, batch: id, error: describeError(error) }, 'the claim could not be renewed')
+        else this.logger.warn({ ...this.#names, batch: id, error: describeError(error) }, 'the claim could not be renewed')
       })
     }, leaseMs / 3)
     try {
       const batch = this.#batch(id, claim, lost.signal)
       await this.#withTimeout(lost, this.#work(batch))
-      await inTransaction(this.#pool, (client) => this.#finish(client, batch, claim))
+      await inTransaction(this.pool, (client) => this.#finish(client, batch, claim))
     } finally {
       clearInterval(renewing)
     }
@@ -216,13 +184,18 @@ export class Consumer implements AsyncDisposable {
       client,
       schema,
       maxAttempts,
-      read: () => (client === undefined ? readEventsApart(this.#pool, this.#schema, id) : readEvents(client, this.#schema, id)),
+      read: () => (client === undefined ? readEventsApart(this.pool, this.#schema, id) : readEvents(client, this.#schema, id)),
       deltas: async () => {
         const text = `select key, delta::text, events::text from ${this.#schema}.get_batch_deltas($1)`
-        const rows = await query<Record<'key' | 'delta' | 'events', string>>(client ?? this.#pool, text, [id])
+        const rows = await query<Record<'key' | 'delta' | 'events', string>>(client ?? this.pool, text, [id])
         return rows.map(({ key, delta, events }) => ({ key, delta: Number(delta), events: Number(events) }))
       },
-      origin: () => readOrigin(client ?? this.#pool, this.#schema),
+      export: async () => {
+        const text = `select batch::text, keys::text, deltas::text from ${this.#schema}.export_batch($1)`
+        const [row] = await inTransaction(this.pool, (reader) => query<Record<keyof ExportedBatch, string>>(reader, text, [id]), { signal })
+        return row as ExportedBatch
+      },
+      origin: () => readOrigin(client ?? this.pool, this.#schema),
     })
   }
 
@@ -264,21 +237,26 @@ export class Consumer implements AsyncDisposable {
 
   /** After the handler has failed. Never throws: what cannot be given back is taken over when its lease is over. */
   async #giveBack(id: string, claim: number, error: unknown): Promise<void> {
-    if (error instanceof PgtallyError && error.code === 'BATCH_LOST') {
-      this.#logger.warn({ ...this.#names, batch: id, error: error.message }, 'the batch was taken over by another process')
-      return
-    }
+    if (this.#isLost(id, error)) return
     const retryInMs = Math.min(shortestBackOffMs * 2 ** (claim - 1), longestBackOffMs)
     try {
-      await inTransaction(this.#pool, async (client) => {
+      await inTransaction(this.pool, async (client) => {
         // The connection of a handler that hangs may hold it still.
         await client.query(`set local lock_timeout = ${lockTimeoutMs}`)
         await this.#call(client, `release_batch($1::int8, $2::int4, ${milliseconds('$3')}, $4::text, $5::int4)`, id, claim, retryInMs, describeError(error), this.#definition.maxAttempts)
       })
     } catch (releaseError) {
-      this.#logger.debug({ ...this.#names, batch: id, error: describeError(releaseError) }, 'the batch could not be given back')
+      // Then it does not matter what else went wrong with it.
+      if (this.#isLost(id, releaseError)) return
+      this.logger.debug({ ...this.#names, batch: id, error: describeError(releaseError) }, 'the batch could not be given back')
     }
     await this.#report(error, { batch: id, retryInMs })
+  }
+
+  #isLost(id: string, error: unknown): boolean {
+    const lost = error instanceof PgtallyError && error.code === 'BATCH_LOST'
+    if (lost) this.logger.warn({ ...this.#names, batch: id, error: error.message }, 'the batch was taken over by another process')
+    return lost
   }
 
   async #call(executor: Executor, text: string, id: string, claim: number, ...more: unknown[]): Promise<void> {
@@ -288,34 +266,31 @@ export class Consumer implements AsyncDisposable {
   /** Says so when it is something new, and keeps it for `status()`. */
   async #report(error: unknown, details: object = {}): Promise<void> {
     const message = describeError(error)
-    if (message !== this.#lastError) this.#logger.warn({ ...this.#names, ...details, error: message }, 'the consumer cannot go on, its events wait')
+    if (message !== this.#lastError) this.logger.warn({ ...this.#names, ...details, error: message }, 'the consumer cannot go on, its events wait')
     this.#lastError = message
     await this.#record(message)
   }
 
   async #recover(): Promise<void> {
-    if (this.#lastError === undefined) return
+    const lastError = this.#lastError
+    if (lastError === undefined) return
     this.#lastError = undefined
-    this.#logger.info(this.#names, 'the consumer goes on')
+    if (lastError !== null) this.logger.info(this.#names, 'the consumer goes on')
     await this.#record(null)
   }
 
   async #record(message: string | null): Promise<void> {
     const { queue, name } = this.#definition
     try {
-      await query(this.#pool, `select ${this.#schema}.record_consumer_error($1::text, $2::text, $3::text)`, [queue, name, message])
+      await query(this.pool, `select ${this.#schema}.record_consumer_error($1::text, $2::text, $3::text)`, [queue, name, message])
     } catch (error) {
-      this.#logger.debug({ ...this.#names, error: describeError(error) }, 'the error could not be recorded')
+      this.logger.debug({ ...this.#names, error: describeError(error) }, 'the error could not be recorded')
     }
   }
 
   #isFatal(error: unknown): boolean {
-    if (this.#pool.ending) return true
+    if (this.pool.ending) return true
     if (error instanceof PgtallyError) return fatalCodes.has(error.code)
     return isDatabaseError(error) && error.code === '42501'
-  }
-
-  async #sleep(ms: number): Promise<void> {
-    await sleep(ms, undefined, { signal: this.#stopping.signal }).catch(() => {})
   }
 }

@@ -9,12 +9,13 @@ import { CounterTask } from './counter-task.ts'
 import { dueCounters } from './due-counters.ts'
 import type { DueCounter } from './due-counters.ts'
 import { Horizon } from './horizon.ts'
-import type { Logger } from './logger.ts'
 import { Maintenance } from './maintenance.ts'
 import { Reporter } from './reporter.ts'
 import type { OnApplied } from './reporter.ts'
+import { Service } from './service.ts'
+import type { ServiceOptions } from './service.ts'
 
-export interface WorkerOptions {
+export interface WorkerOptions extends ServiceOptions {
   /**
    * Time between two looks for new events while there are some, in ms. Default 25. The stored counts are about this far behind. While something holds back the
    * database's oldest transaction (xmin), it is a hundredth of the time that this has lasted, up to a second, if that is more.
@@ -39,9 +40,6 @@ export interface WorkerOptions {
    * transaction. Off by default: for NOTIFY a commit takes a lock that all notifying transactions of the cluster share, and the commit is waited for.
    */
   notify?: boolean
-  /** Stops the worker, as `stop()` does. */
-  signal?: AbortSignal
-  logger?: Logger
 }
 
 export const workerDefaults = { pollIntervalMs: 25, idlePollIntervalMs: 100, concurrency: 4, maxBatchEvents: 1_000_000 } as const
@@ -55,74 +53,42 @@ const optionsSchema = z.object({
   notify: z.boolean().default(false),
 })
 
-const silent: Logger = { debug() {}, info() {}, warn() {} }
 const longestReconnectDelayMs = 5000
 
 /**
  * Applies events and empties slots until it is stopped. Any number of workers share the work on one database, without being told of one another.
- *
- * It survives the loss of the database, with back-off. It never closes the pool and installs no signal handlers.
+ * It survives the loss of the database, with back-off.
  */
-export class Worker implements AsyncDisposable {
-  /**
-   * Settles when the worker has ended: after `stop()`, or with an error when it cannot go on: its pool was ended, it lacks a right.
-   *
-   * @throws PgtallyError NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD
-   */
-  readonly done: Promise<void>
-
-  readonly #pool: Pool
+export class Worker extends Service {
   readonly #schema: string
   readonly #options: z.infer<typeof optionsSchema>
   readonly #onApplied: OnApplied | undefined
-  readonly #logger: Logger
-  readonly #stopping = new AbortController()
   readonly #tasks = new Map<string, CounterTask>()
 
   /** @internal Use `tally.worker()`. */
   constructor(pool: Pool, schema: string, { signal, logger, onApplied, ...options }: WorkerOptions) {
-    this.#pool = pool
-    this.#schema = schema
     const parsed = optionsSchema.safeParse(options)
     if (!parsed.success) throw new PgtallyError('INVALID_ARGUMENT', `Options of the worker: ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`)
+    super(pool, { signal, logger })
+    this.#schema = schema
     this.#options = parsed.data
     this.#onApplied = onApplied
-    this.#logger = logger ?? silent
-    signal?.addEventListener('abort', () => this.#stopping.abort(), { signal: this.#stopping.signal })
-    if (signal?.aborted) this.#stopping.abort()
-    this.done = this.#run()
-    // Whoever does not ask for `done` shall not be ended by an unhandled rejection.
-    this.done.catch(() => {})
   }
 
-  /** Finishes the batches in hand and ends. Resolves when that is done; may be called again. */
-  async stop(): Promise<void> {
-    this.#stopping.abort()
-    await this.done
-  }
-
-  async [Symbol.asyncDispose](): Promise<void> {
-    await this.stop()
-  }
-
-  async #run(): Promise<void> {
-    // An idle connection of the pool that dies reports it on the pool; unheard, that would end the process.
-    const ignore = (error: Error) => this.#logger.debug({ error: error.message }, 'an idle connection was lost')
-    this.#pool.on('error', ignore)
+  protected override async run(): Promise<void> {
     try {
       await this.#loop()
     } finally {
       await Promise.all([...this.#tasks.values()].map((task) => task.idle()))
-      this.#pool.off('error', ignore)
-      this.#logger.info({}, 'worker stopped')
+      this.logger.info({}, 'worker stopped')
     }
   }
 
   async #loop(): Promise<void> {
     const { pollIntervalMs, idlePollIntervalMs } = this.#options
-    const { signal } = this.#stopping
-    const maintenance = new Maintenance(this.#pool, this.#schema, this.#logger)
-    const horizon = new Horizon(this.#pool)
+    const signal = this.stopping
+    const maintenance = new Maintenance(this.pool, this.#schema, this.logger)
+    const horizon = new Horizon(this.pool)
     let delayMs = pollIntervalMs
     let reconnectDelayMs = 0
     let started = false
@@ -130,22 +96,22 @@ export class Worker implements AsyncDisposable {
     while (!signal.aborted) {
       try {
         if (!started || reconnectDelayMs > 0) {
-          await requireInstalled(this.#pool, this.#schema)
-          this.#logger.info({ schema: this.#schema }, started ? 'connected to the database again' : 'worker started')
+          await requireInstalled(this.pool, this.#schema)
+          this.logger.info({ schema: this.#schema }, started ? 'connected to the database again' : 'worker started')
           started = true
           reconnectDelayMs = 0
         }
-        const { snapshot, due } = await dueCounters(this.#pool, this.#schema, seen)
+        const { snapshot, due } = await dueCounters(this.pool, this.#schema, seen)
         seen = due.length === 0 ? snapshot : undefined
         delayMs = this.#start(due) ? Math.max(pollIntervalMs, await horizon.restMs()) : Math.min(delayMs * 2, idlePollIntervalMs)
         await maintenance.runIfDue()
       } catch (error) {
         // Whatever it is (a lost connection, an upgrade under way), the next round begins by looking what is installed.
-        if (this.#pool.ending || isFatal(error, started)) throw error
+        if (this.pool.ending || isFatal(error, started)) throw error
         seen = undefined
         reconnectDelayMs = Math.min(Math.max(reconnectDelayMs * 2, 100), longestReconnectDelayMs)
         delayMs = reconnectDelayMs
-        this.#logger.warn({ error: describeError(error), retryInMs: delayMs }, 'no connection to the database')
+        this.logger.warn({ error: describeError(error), retryInMs: delayMs }, 'no connection to the database')
       }
       await sleep(delayMs, undefined, { signal }).catch(() => {})
     }
@@ -172,8 +138,8 @@ export class Worker implements AsyncDisposable {
   #task(name: string, maxBatchEvents: number): CounterTask {
     let task = this.#tasks.get(name)
     if (task === undefined) {
-      const reporter = this.#onApplied && new Reporter(this.#onApplied, this.#logger)
-      task = new CounterTask(this.#pool, this.#schema, name, maxBatchEvents, this.#logger, this.#stopping.signal, { reporter, notify: this.#options.notify })
+      const reporter = this.#onApplied && new Reporter(this.#onApplied, this.logger)
+      task = new CounterTask(this.pool, this.#schema, name, maxBatchEvents, this.logger, this.stopping, { reporter, notify: this.#options.notify })
       this.#tasks.set(name, task)
     }
     return task

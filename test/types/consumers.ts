@@ -3,7 +3,7 @@ import type pg from 'pg'
 import { expectTypeOf } from 'vitest'
 import { z } from 'zod'
 
-import { createTally, defineConsumer, defineCounters, type WorkerModule } from '../../src/index.ts'
+import { createTally, defineConsumer, defineCounters, defineForward, type WorkerModule } from '../../src/index.ts'
 
 declare const pool: pg.Pool
 const tally = createTally({ pool })
@@ -47,5 +47,13 @@ defineCounters<DB>()({ likes: { source: { table: 'likes', key: 'post_id', data: 
 // @ts-expect-error -- there is no such column
 defineCounters<DB>()({ likes: { source: { table: 'likes', key: 'post_id', data: ['emoji'] } } })
 
-const module: WorkerModule = { consumers: [defined, defineConsumer({ ...names, mode: 'at-least-once', each: async () => {} })] }
+const total = createTally({ pool, counters: defineCounters()({ all_likes: { keyType: 'text' } }) })
+const forward = defineForward({ ...names, to: total.counters.all_likes, maxEvents: 1000 })
+tally.forward({ ...names, to: total.counter<number>('all_likes') })
+// @ts-expect-error -- to a counter, not to a pool
+tally.forward({ ...names, to: pool })
+// @ts-expect-error -- batches follow one another
+tally.forward({ ...names, to: total.counters.all_likes, ordered: false })
+
+const module: WorkerModule = { consumers: [defined, forward, defineConsumer({ ...names, mode: 'at-least-once', each: async () => {} })] }
 void module

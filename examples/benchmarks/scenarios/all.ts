@@ -4,6 +4,7 @@ import { backfill } from './backfill.ts'
 import { bulk } from './bulk.ts'
 import { consume } from './consume.ts'
 import { endToEnd } from './end-to-end.ts'
+import { forward } from './forward.ts'
 import { fresh } from './fresh.ts'
 import { held } from './held.ts'
 import { hot } from './hot.ts'
@@ -20,4 +21,4 @@ import { triggers } from './triggers.ts'
 import { writer } from './writer.ts'
 
 // The idle one first: after the others, autovacuum has work, and takes transaction ids.
-export const scenarios: readonly Scenario[] = [idle, hot, zipfian, evenly, triggers, prepared, bulk, mix, writer, apply, profile, endToEnd, lag, held, rotation, readCounts, fresh, consume, backfill, audit]
+export const scenarios: readonly Scenario[] = [idle, hot, zipfian, evenly, triggers, prepared, bulk, mix, writer, apply, profile, endToEnd, lag, held, rotation, readCounts, fresh, consume, forward, backfill, audit]
