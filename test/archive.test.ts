@@ -4,6 +4,7 @@ import path from 'node:path'
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { DuckDBInstance } from '@duckdb/node-api'
+import pg from 'pg'
 import { beforeAll, describe, expect, test } from 'vitest'
 
 import { archive } from '../src/archive.ts'
@@ -45,7 +46,8 @@ async function createArchive(queue = `events_${archives + 1}`): Promise<{ queue:
 const fast = { name: 'archive', minEvents: 1, maxWaitMs: 0, pollIntervalMs: 5 } as const
 
 const consumerOf = async (queue: string) => (await tally.status()).consumers.find((consumer) => consumer.queue === queue)
-const finished = (queue: string) => waitFor(async () => (await consumerOf(queue))?.pendingEvents === 0, { what: 'an archive that has finished everything' })
+// Where processes have to start first, that takes its time on a busy machine.
+const finished = (queue: string, timeoutMs = 20_000) => waitFor(async () => (await consumerOf(queue))?.pendingEvents === 0, { what: 'an archive that has finished everything', timeoutMs })
 
 /** Archives what is there, and ends. */
 async function archiveAll(options: Pick<ArchiveOptions, 'queue' | 'directory'> & Partial<ArchiveOptions>): Promise<void> {
@@ -225,6 +227,42 @@ describe('what a file is named by', () => {
     expect(names.size).toBe(4)
   })
 
+  test('is not the same in a copy of the database', async () => {
+    const { queue, directory } = await createArchive()
+    await using original = await createTestDatabase()
+    const copyUrl = `${original.connectionString}_copy`
+    const inPool = async (connectionString: string, work: (own: Tally, pool: pg.Pool) => Promise<unknown>) => {
+      const pool = new pg.Pool({ connectionString })
+      pool.on('error', () => {})
+      await work(createTally({ pool }), pool).finally(() => pool.end())
+    }
+    const archiveIn = (connectionString: string) =>
+      inPool(connectionString, async (own) => {
+        await using consumer = own.consumer(archive({ ...fast, queue, directory }))
+        void consumer
+        await waitFor(async () => (await own.status()).consumers[0]?.pendingEvents === 0, { what: 'an archive that has finished everything' })
+      })
+    await inPool(original.connectionString, async (own, pool) => {
+      await own.install()
+      await own.createQueue(queue)
+      await own.queue(queue).register('archive')
+      await own.queue(queue).insert(pool, { key: 1 })
+    })
+    const name = new URL(copyUrl).pathname.slice(1)
+    // The server may take a moment to see that nobody uses it any more.
+    await waitFor(() => db.pool.query(`create database ${name} template ${name.replace('_copy', '')}`).then(() => true, (error: Error) => { if (/being accessed/.test(error.message)) return false; throw error }), { what: 'a copy' })
+    try {
+      await archiveIn(original.connectionString)
+      await archiveIn(copyUrl)
+    } finally {
+      await db.pool.query(`drop database ${name} with (force)`)
+    }
+    const [one, two, ...rest] = (await filesIn(directory)).map((file) => path.basename(file).split('-'))
+    expect(rest).toEqual([])
+    expect(one?.[2]).toBe(two?.[2])
+    expect(one?.[1]).not.toBe(two?.[1])
+  })
+
   test('is not the same any more when a standby was promoted, from where numbers are given out again', async (context) => {
     await using server = await dedicatedServer(context)
     await using own = await createTestDatabase(server.connectionString)
@@ -253,7 +291,7 @@ describe('what a file is named by', () => {
 describe('a batch that is given again', () => {
   const start = (queue: string, directory: string, stayAfter = '') => startScript(new URL('support/archive-process.ts', import.meta.url), db.connectionString, queue, directory, stayAfter)
 
-  test.each(['page', 'rename'])('as its process was killed after a %s, leaves each event in one file', async (stayAfter) => {
+  test.each(['page', 'rename'])('as its process was killed after a %s, leaves each event in one file', { timeout: 120_000 }, async (stayAfter) => {
     const { queue, directory } = await createArchive()
     await insertMany(queue, 12_000)
     await using killed = start(queue, directory, stayAfter)
@@ -263,7 +301,7 @@ describe('a batch that is given again', () => {
     expect(left).toHaveLength(1)
     expect(left[0]).toMatch(stayAfter === 'page' ? /\/\.events_\d+-.*\.parquet\.[-0-9a-f]+$/ : /\/events_\d+-.*\.parquet$/)
     await using other = start(queue, directory)
-    await finished(queue)
+    await finished(queue, 60_000)
     await other.kill()
     expect(await filesIn(directory)).toEqual([expect.stringMatching(/\/events_\d+-.*\.parquet$/)])
     await expectArchived(queue, directory)
@@ -280,7 +318,7 @@ describe('a batch that is given again', () => {
       await process.kill()
     }
     await using last = start(queue, directory)
-    await finished(queue)
+    await finished(queue, 60_000)
     await last.kill()
     await expectArchived(queue, directory)
     expect((await filesIn(directory)).filter((file) => path.basename(file).startsWith('.'))).toEqual([])
@@ -320,6 +358,7 @@ describe('a directory that cannot be written', () => {
     await using consumer = tally.consumer(archive({ ...fast, queue, directory }))
     void consumer
     await waitFor(async () => /ENOTDIR/.test((await consumerOf(queue))?.lastError ?? ''), { what: 'the error' })
+    await waitFor(async () => (await filesIn(directory)).length === 0, { what: 'no half file between two attempts' })
     await rm(path.join(directory, 'date=2026-01-02'))
     await finished(queue)
     await expectArchived(queue, directory)

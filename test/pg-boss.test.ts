@@ -188,7 +188,7 @@ describe('milestoneJobs()', () => {
       await Promise.all([sender.kill(), killed.kill()])
     }
     await using sender = run('sender')
-    await waitFor(async () => (await ownTally.status()).consumers[0]?.pendingEvents === 0, { what: 'a sender that has finished everything' })
+    await waitFor(async () => (await ownTally.status()).consumers[0]?.pendingEvents === 0, { what: 'a sender that has finished everything', timeoutMs: 60_000 })
     await sender.kill()
     const count = (sql: string) => value<number>(own.pool, `select count(*)::int from ${sql}`)
     await waitFor(async () => (await count(`pgboss.job where name = 'congratulate' and state <> 'completed'`)) === 0, { what: 'all jobs to be done', timeoutMs: 60_000 })
@@ -209,7 +209,7 @@ describe('scheduleMaintenance()', () => {
     const reports: MaintenanceReport[] = []
     const run = async (task: string) => {
       const id = (await ownBoss.send(`pgtally-${task}`)) ?? ''
-      return waitFor(async () => { const [job] = await ownBoss.findJobs(`pgtally-${task}`, { id }); return job?.state === 'completed' || job?.state === 'failed' ? job : undefined }, { what: `the ${task}` })
+      return waitFor(async () => { const [job] = await ownBoss.findJobs(`pgtally-${task}`, { id }); return job?.state === 'completed' || job?.state === 'failed' ? job : undefined }, { what: `the ${task}`, timeoutMs: 60_000 })
     }
     const schedule = (options = {}) => scheduleMaintenance(ownBoss, ownTally, { onReport: (report) => reports.push(report), ...options })
     return { own, ownTally, ownBoss, reports, run, schedule, [Symbol.asyncDispose]: async () => { await ownBoss[Symbol.asyncDispose](); await own.drop() } }
@@ -224,7 +224,7 @@ describe('scheduleMaintenance()', () => {
     expect(await schedules()).toEqual(['pgtally-audit 30 1 * * * Europe/Berlin', 'pgtally-reconcile-dry-run 0 5 * * 0 Europe/Berlin'])
   })
 
-  test('reports, and fails a job that finds drift, without trying it again', async () => {
+  test('reports, and fails a job that finds drift, without trying it again', { timeout: 120_000 }, async () => {
     await using maintenance = await startMaintenance()
     const { own, ownTally, reports, run } = maintenance
     const [one, two] = [await createBlog(own, ownTally), await createBlog(own, ownTally)]
@@ -254,7 +254,7 @@ describe('scheduleMaintenance()', () => {
     ])
   })
 
-  test('names no more than ten keys, and a counter that cannot be audited keeps no other from it', async () => {
+  test('names no more than ten keys, and a counter that cannot be audited keeps no other from it', { timeout: 120_000 }, async () => {
     await using maintenance = await startMaintenance()
     const { own, ownTally, run } = maintenance
     const [broken, blog] = [await createBlog(own, ownTally), await createBlog(own, ownTally, { posts: 12 })]
