@@ -46,7 +46,7 @@ const processFile = fileURLToPath(new URL('support/forward-process.ts', import.m
 
 /** A process that forwards; killed, if it still runs, when it is disposed of. */
 function startProcess({ sourceUrl = source.connectionString, targetUrl = target.connectionString } = {}) {
-  const child = spawn(process.execPath, [processFile], { env: { ...process.env, SOURCE_URL: sourceUrl, TARGET_URL: targetUrl }, stdio: 'inherit' })
+  const child = spawn(process.execPath, [processFile], { env: { ...process.env, SOURCE_URL: sourceUrl, TARGET_URL: targetUrl }, stdio: ['pipe', 'inherit', 'inherit'] })
   const ended = once(child, 'close')
   const kill = async () => {
     child.kill('SIGKILL')
@@ -189,7 +189,8 @@ test('a server that crashes, either of them, loses and doubles nothing', async (
 
 test(`kills and cuts at random moments, with several processes, lose and double nothing (seed ${seed})`, async () => {
   const random = new Random(seed)
-  const processes = [startProcess(), startProcess()]
+  await using started = new AsyncDisposableStack()
+  const processes = [started.use(startProcess()), started.use(startProcess())]
   const writers = Array.from({ length: 2 }, () => {
     const own = random.fork()
     return beside(async () => {
@@ -210,7 +211,7 @@ test(`kills and cuts at random moments, with several processes, lose and double 
     const act = random.next()
     if (act < 0.4) {
       await processes[which]?.kill()
-      processes[which] = startProcess()
+      processes[which] = started.use(startProcess())
     } else {
       const { pool } = act < 0.7 ? source : target
       await pool.query(`select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'forward' and datname = current_database() and random() < 0.7`)
@@ -220,5 +221,4 @@ test(`kills and cuts at random moments, with several processes, lose and double 
   for (const writer of writers) await writer.stop()
   expect(writers.every(({ rounds }) => rounds > 0)).toBe(true)
   expect(await forwarded()).toBe(await written())
-  for (const { kill } of processes) await kill()
 }, 120_000)
