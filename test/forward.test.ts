@@ -166,6 +166,7 @@ describe('a forward', () => {
 
   test('needs a counter to forward to, and knows its options', () => {
     const to = target.tally.counter('x')
+    expect(defineForward({ queue: 'q', name: 'f', to, maxEvents: undefined, minEvents: 3 })).toMatchObject({ queue: 'q', name: 'f', maxEvents: 200_000, minEvents: 3, mode: 'at-least-once' })
     expect(() => source.tally.forward({ queue: 'q', name: 'f', to: target.db.pool } as never)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('"f"') }))
     expect(() => source.tally.forward({ queue: 'q', name: 'f', to, maxBatch: 3 } as never)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('maxBatch') }))
   })

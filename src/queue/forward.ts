@@ -26,13 +26,13 @@ export interface ForwardDefinition extends Pick<Definition, 'queue' | 'name' | '
  * export default [defineForward({ queue: 'post_likes', name: 'to total', to: total.counter('all_likes') })]
  * ```
  */
-export function defineForward({ to, timeoutMs = 60_000, ...settings }: ForwardDefinition): Definition {
+export function defineForward({ to, maxEvents = 200_000, timeoutMs = 60_000, ...settings }: ForwardDefinition): Definition {
   if (typeof to?.receive !== 'function') {
     throw new PgtallyError('INVALID_ARGUMENT', `Forward "${settings.name}": \`to\` must be a counter in another database: createTally({ pool: otherPool }).counter('name').`)
   }
   return {
-    maxEvents: 200_000,
     ...settings,
+    maxEvents,
     timeoutMs,
     mode: 'at-least-once',
     handler: async (batch) => {
