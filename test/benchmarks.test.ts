@@ -10,7 +10,7 @@ import { afterEach, beforeEach, expect, inject, test } from 'vitest'
 
 import { createTestDatabase, waitFor } from './support/database.ts'
 
-const timeoutMs = 60_000
+const timeoutMs = 180_000
 const brief = ['--quick', '--seconds', '0.2']
 
 /** `npm run bench` on the server of the tests. No speed is looked at here. */

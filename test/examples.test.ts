@@ -6,6 +6,7 @@ import { expect, test } from 'vitest'
 
 import { hasRabbitmq, rabbitmqMissing } from '../examples/support/rabbitmq-server.ts'
 import { waitFor } from './support/database.ts'
+import { findRedisServer, redisMissing } from './support/redis.ts'
 
 const timeout = 180_000
 
@@ -42,6 +43,13 @@ test('pg-boss is given a job for each milestone', { timeout }, async () => {
     ['1 has 10', '2 has 10', '2 has 100', '3 has 10', '3 has 100', '3 has 1000'].map((reached) => `Post ${reached} likes: congratulations!`),
   )
   expect(lines.filter((line) => line.startsWith('Scheduled: pgtally-'))).toHaveLength(2)
+})
+
+test('Redis has the counts', { timeout }, async (context) => {
+  if ((await findRedisServer()) === undefined) context.skip(redisMissing)
+  using example = start('examples/redis.ts')
+  expect(await example.ended).toEqual({ exitCode: 0, stderr: '' })
+  expect(example.printed()).toMatch(/^In Redis: example \d+:post_likes:1 = \d+:100 \(version:count\)$/m)
 })
 
 test('RabbitMQ is given each event, across a restart', { timeout }, async (context) => {

@@ -8,6 +8,9 @@ import type { HandledBatch } from '../../src/queue/batch.ts'
 
 const [connectionString = '', queue = '', directory = '', stayAfter = ''] = process.argv.slice(2)
 
+// It ends with its parent.
+process.stdin.resume().on('close', () => process.exit())
+
 const stay = async (point: string) => {
   if (point !== stayAfter) return
   console.log(point)

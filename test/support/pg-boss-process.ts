@@ -9,6 +9,9 @@ import type { MilestoneJob } from '../../src/pg-boss.ts'
 
 const [role = '', connectionString = ''] = process.argv.slice(2)
 
+// It ends with its parent.
+process.stdin.resume().on('close', () => process.exit())
+
 const boss = new PgBoss({ connectionString, max: 4, schedule: false, superviseIntervalSeconds: 1, monitorIntervalSeconds: 1 })
 boss.on('error', () => {})
 await boss.start()

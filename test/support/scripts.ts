@@ -13,7 +13,7 @@ export interface ScriptProcess extends AsyncDisposable {
 }
 
 export function startScript(script: URL, ...args: string[]): ScriptProcess {
-  const child = spawn(process.execPath, [fileURLToPath(script), ...args], { stdio: ['ignore', 'pipe', 'inherit'] })
+  const child = spawn(process.execPath, [fileURLToPath(script), ...args], { stdio: ['pipe', 'pipe', 'inherit'] })
   const ended = once(child, 'close')
   const lines: string[] = []
   const reader = createInterface(child.stdout)
