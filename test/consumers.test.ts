@@ -1,59 +1,16 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 
-import { beforeAll, describe, expect, test } from 'vitest'
+import { afterAll, describe, expect, test } from 'vitest'
 import { z } from 'zod'
 
-import type { Batch, ConsumerDefinition, QueueEvent, Tally } from '../src/index.ts'
+import type { ConsumerDefinition, QueueEvent } from '../src/index.ts'
 import { createTally } from '../src/index.ts'
-import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
-import { column, installed, value } from './support/fixtures.ts'
-import { dedicatedServer } from './support/server.ts'
+import { waitFor } from './support/database.ts'
+import { value } from './support/fixtures.ts'
+import { createLedger, fast, poolWith, range } from './support/ledger-database.ts'
 
-let db: TestDatabase
-let tally: Tally
-
-beforeAll(async () => {
-  db = await createTestDatabase()
-  tally = await installed(db)
-  await db.pool.query('create table effects (consumer text, id text, key text, delta bigint, data jsonb, attempt integer)')
-  return db.drop
-})
-
-let queues = 0
-
-/** A queue with a registered consumer `c`. */
-async function createQueue(): Promise<string> {
-  const queue = `queue_${++queues}`
-  await tally.createQueue(queue)
-  await tally.queue(queue).register('c')
-  return queue
-}
-
-const insert = (queue: string, from: number, to = from, data?: unknown) =>
-  db.pool.query('select pgtally.insert_event($1::text, k::text, 1, $4::jsonb) from generate_series($2::int, $3::int) k', [queue, from, to, data === undefined ? null : JSON.stringify(data)])
-
-const consumerOf = async (queue: string, name = 'c') => (await tally.status()).consumers.find((consumer) => consumer.queue === queue && consumer.name === name)
-const finished = (queue: string) => waitFor(async () => ((await consumerOf(queue))?.pendingEvents === 0 && (await consumerOf(queue))?.retryingEvents === 0), { what: 'a consumer that has finished everything' })
-const keys = (queue: string) => column<string>(db.pool, 'select key from effects where consumer = $1 order by key::int', [queue])
-const range = (from: number, to: number) => Array.from({ length: to - from + 1 }, (_, index) => String(from + index))
-const fast = { pollIntervalMs: 5, name: 'c' } as const
-
-/** The pool, with another `query()`. */
-const poolWith = (query: (text: string, values: unknown[]) => Promise<unknown>) =>
-  new Proxy(db.pool, {
-    get(target, property) {
-      if (property === 'query') return query
-      const member: unknown = Reflect.get(target, property, target)
-      return typeof member === 'function' ? member.bind(target) : member
-    },
-  })
-
-/** Writes each event down, in the batch's transaction. */
-const writeDown = (queue: string) => async (batch: { client: { query(text: string, values: unknown[]): Promise<unknown> } } & Batch) => {
-  for await (const { id, key, delta, data, attempt } of batch) {
-    await batch.client.query('insert into effects values ($1, $2, $3, $4, $5, $6)', [queue, id, key, delta, JSON.stringify(data), attempt])
-  }
-}
+const { db, tally, createQueue, insert, consumerOf, finished, keys, writeDown } = await createLedger()
+afterAll(db.drop)
 
 describe('a transactional consumer', () => {
   test('is given what commits, with what it brings along', async () => {
@@ -177,7 +134,7 @@ describe('a transactional consumer', () => {
     await insert(queue, 1)
     const attempts: number[] = []
     let claims = 0
-    const watched = poolWith((text, values) => {
+    const watched = poolWith(db, (text, values) => {
       if (text.includes('due_batch')) claims++
       return db.pool.query(text, values)
     })
@@ -285,225 +242,10 @@ describe('a transactional consumer', () => {
   })
 })
 
-describe('a failed event', () => {
-  test('is given again by itself, with the same identity, and holds up nothing', async () => {
-    const queue = await createQueue()
-    await insert(queue, 1, 5)
-    const given: { id: string; key: string; attempt: number; batch: string }[] = []
-    await using consumer = tally.consumer({
-      ...fast,
-      queue,
-      handler: async (batch) => {
-        for await (const event of batch) {
-          given.push({ id: event.id, key: event.key, attempt: event.attempt, batch: batch.id })
-          if (event.key === '3' && event.attempt < 3) batch.retry(event, { delayMs: 0, reason: 'not yet' })
-          else await batch.client.query('insert into effects values ($1, $2, $3)', [queue, event.id, event.key])
-        }
-      },
-    })
-    void consumer
-    await finished(queue)
-    expect(await keys(queue)).toEqual(range(1, 5))
-    const third = given.filter(({ key }) => key === '3')
-    expect(third.map(({ attempt }) => attempt)).toEqual([1, 2, 3])
-    expect(new Set(third.map(({ id }) => id)).size).toBe(1)
-    expect(new Set(third.map(({ batch }) => batch)).size).toBe(3)
-    expect(given).toHaveLength(7)
-  })
-
-  test('of `each` leaves no effects, and the others have theirs', async () => {
-    const queue = await createQueue()
-    await insert(queue, 1, 5)
-    await using consumer = tally.consumer({
-      ...fast,
-      queue,
-      maxAttempts: 1,
-      each: async ({ id, key }, { client }) => {
-        await client.query('insert into effects values ($1, $2, $3)', [queue, id, key])
-        if (key === '2') throw new Error('not this one')
-        if (key === '4') await client.query('select 1 / 0')
-      },
-    })
-    void consumer
-    await finished(queue)
-    expect(await keys(queue)).toEqual(['1', '3', '5'])
-    expect(await tally.queue(queue).deadLetters('c')).toMatchObject([
-      { key: '2', delta: 1, attempts: 1, reason: 'not this one' },
-      { key: '4', attempts: 1, reason: 'division by zero' },
-    ])
-  })
-
-  test('that throws together with others is found out, and they are handled', async () => {
-    const queue = await createQueue()
-    await insert(queue, 1, 30)
-    await using consumer = tally.consumer({
-      ...fast,
-      queue,
-      maxAttempts: 3,
-      handler: async (batch) => {
-        for await (const event of batch) {
-          if (event.attempt === 1) batch.retry(event, { delayMs: 0 })
-          else if (event.key === '13') throw new Error('unlucky')
-          else await batch.client.query('insert into effects values ($1, $2, $3, 1, null, $4)', [queue, event.id, event.key, event.attempt])
-        }
-      },
-    })
-    void consumer
-    await finished(queue)
-    expect(await keys(queue)).toEqual(range(1, 30).filter((key) => key !== '13'))
-    expect(await tally.queue(queue).deadLetters('c')).toMatchObject([{ key: '13', attempts: 3, reason: 'unlucky' }])
-  })
-
-  test('is a dead letter at once where its data will not do; replayed, listed and purged', async () => {
-    const queue = await createQueue()
-    await insert(queue, 1, 1, { user: 1 })
-    await insert(queue, 2, 2, { user: 'one' })
-    await db.pool.query(`select pgtally.insert_event('${queue}', '3', 1, '{"user": 12345678901234567890}'), pgtally.insert_event('${queue}', '4', 9007199254740993)`)
-    const start = (schema: z.ZodType) => tally.consumer({ ...fast, queue, schema, handler: writeDown(queue) as never })
-    const strict = start(z.object({ user: z.int() }))
-    await finished(queue)
-    await strict.stop()
-    expect(await keys(queue)).toEqual(['1'])
-    const letters = await tally.queue(queue).deadLetters('c')
-    expect(letters).toMatchObject([
-      { key: '2', data: { user: 'one' }, reason: expect.stringMatching(/^data: user: .*number/) },
-      { key: '3', reason: expect.stringMatching(/^data: user: /) },
-      { key: '4', data: null, reason: expect.stringContaining('9007199254740993') },
-    ])
-    // To the last digit.
-    expect(await value(db.pool, `select ev_data::text from pgtally.dead_letters($1, 'c') where ev_key = '3'`, [queue])).toBe('{"user": 12345678901234567890}')
-    expect(await tally.queue(queue).purge('c', [letters[2]?.number ?? ''])).toBe(1)
-    expect(await tally.queue(queue).replay('c', [letters[0]?.number ?? ''])).toBe(1)
-    expect(await consumerOf(queue)).toMatchObject({ deadLetters: 1, retryingEvents: 1 })
-    await using lenient = start(z.unknown())
-    void lenient
-    await finished(queue)
-    expect(await keys(queue)).toEqual(['1', '2'])
-    expect(await tally.queue(queue).purge('c')).toBe(1)
-    expect(await tally.queue(queue).deadLetters('c')).toEqual([])
-  })
-
-  test('must be one that the batch has given, before it is over', async () => {
-    const queue = await createQueue()
-    await insert(queue, 1)
-    const errors: unknown[] = []
-    const batches: Batch[] = []
-    const events: QueueEvent[] = []
-    await using consumer = tally.consumer({
-      ...fast,
-      queue,
-      handler: async (batch) => {
-        for await (const event of batch) events.push(event)
-        batches.push(batch)
-        try {
-          batch.retry({ ...(events[0] as QueueEvent) })
-        } catch (error) {
-          errors.push(error)
-        }
-        batch.retry(events[0] as QueueEvent, { delayMs: -1 })
-      },
-    })
-    void consumer
-    await waitFor(async () => /delayMs is -1/.test((await consumerOf(queue))?.lastError ?? ''), { what: 'the error' })
-    expect(errors[0]).toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining('not one that batch') })
-  })
-})
-
-describe('an at-least-once consumer', () => {
-  test('finishes its batch after the handler, keeps it as long as that takes, and holds no transaction open', async () => {
-    const queue = await createQueue()
-    await insert(queue, 1, 3)
-    const given: string[] = []
-    let renewed: string | null = null
-    const until = () => value<string>(db.pool, 'select claimed_until::text from pgtally.batch join pgtally.consumer using (consumer_id) join pgtally.queue using (queue_id) where queue.name = $1 and finished_at is null', [queue])
-    await using consumer = tally.consumer({
-      ...fast,
-      queue,
-      mode: 'at-least-once',
-      leaseMs: 200,
-      handler: async (batch) => {
-        for await (const { key } of batch) {
-          given.push(key)
-          expect(await value(db.pool, `select count(*)::int from pg_stat_activity where datname = current_database() and state like 'idle in transaction%'`)).toBe(0)
-        }
-        const first = await until()
-        renewed = await waitFor(async () => ((await until()) === first ? undefined : ((await until()) ?? undefined)), { what: 'a renewed claim' })
-      },
-    })
-    void consumer
-    await finished(queue)
-    expect(renewed).not.toBeNull()
-    expect(given).toEqual(['1', '2', '3'])
-    expect(await consumerOf(queue)).toMatchObject({ lastError: null })
-  })
-
-  test('is given the same events by that number again, also after a crash of the server', async (context) => {
-    // What is not flushed by a commit is lost then.
-    await using server = await dedicatedServer(context, { wal_writer_delay: '10s' })
-    await using own = await createTestDatabase(server.connectionString)
-    const ownTally = await installed(own)
-    await ownTally.createQueue('q')
-    await ownTally.queue('q').register('c')
-    const given: string[] = []
-    await ownTally.queue('q').insert(own.pool, { key: 1 })
-    await using consumer = ownTally.consumer({
-      ...fast,
-      queue: 'q',
-      mode: 'at-least-once',
-      handler: async (batch) => {
-        for await (const { key } of batch) given.push(`${batch.id}: ${key}`)
-        if (given.length > 1) return
-        await server.crash()
-        await server.restart()
-        await ownTally.queue('q').insert(own.pool, { key: 2 })
-        throw new Error('the server crashed')
-      },
-    })
-    void consumer
-    await waitFor(async () => given.length === 3, { what: 'both events' })
-    expect(given[1]).toBe(given[0])
-    expect(given[2]).toMatch(/: 2$/)
-  })
-
-  test('that is silent for too long loses its batch to another, and cannot finish it', async () => {
-    const queue = await createQueue()
-    await insert(queue, 1, 3)
-    const handled: string[] = []
-    const reasons: unknown[] = []
-    // Its claim cannot be renewed: as if the process were stopped.
-    const silent = { renew: true }
-    const pool = poolWith((text, values) => (silent.renew && text.includes('renew_claim') ? Promise.resolve({ rows: [] }) : db.pool.query(text, values)))
-    const { promise: tookOver, resolve } = Promise.withResolvers<void>()
-    await using late = createTally({ pool }).consumer({
-      ...fast,
-      queue,
-      mode: 'at-least-once',
-      leaseMs: 100,
-      handler: async (batch) => {
-        handled.push(`late ${batch.attempt}`)
-        await tookOver
-        silent.renew = false
-        await new Promise((after) => batch.signal.addEventListener('abort', after))
-        reasons.push(batch.signal.reason)
-      },
-    })
-    await waitFor(async () => handled.length === 1, { what: 'the first to begin' })
-    await using other = tally.consumer({ ...fast, queue, mode: 'at-least-once', handler: async (batch) => { handled.push(`other ${batch.attempt}`); resolve(); await waitFor(async () => reasons.length > 0, { what: 'the first to notice' }) } })
-    void other
-    await finished(queue)
-    expect(handled).toEqual(['late 1', 'other 2'])
-    expect(reasons).toMatchObject([{ code: 'BATCH_LOST' }])
-    await late.stop()
-    expect(await value(db.pool, `select count(*)::int from pgtally.batch where claim > 0 and consumer_id = (select consumer_id from pgtally.consumer join pgtally.queue using (queue_id) where queue.name = $1)`, [queue])).toBe(1)
-  })
-})
-
 describe('the position of a consumer', () => {
   test('stays while it is paused, and is moved by seek and skip', async () => {
-    const queue = `queue_${++queues}`
-    await tally.createQueue(queue, { retainMs: 3_600_000 })
+    const queue = await createQueue({ retainMs: 3_600_000 })
     const handle = tally.queue(queue)
-    await handle.register('c')
     expect(await handle.pause('c')).toBe(true)
     expect(await handle.pause('c')).toBe(false)
     await insert(queue, 1, 3)
