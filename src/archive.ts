@@ -1,4 +1,4 @@
-import { createHash, randomUUID } from 'node:crypto'
+import { randomUUID } from 'node:crypto'
 import { mkdir, open, readdir, rename, rm } from 'node:fs/promises'
 import type { FileHandle } from 'node:fs/promises'
 import path from 'node:path'
@@ -31,13 +31,12 @@ export interface ArchiveOptions extends Omit<Definition, 'mode' | 'schema' | 'ma
 
 /**
  * A consumer that writes all events of a queue to Parquet files, one for each batch and date (UTC, of the event's time):
- * `directory/date=2026-11-21/<queue>-<origin>-<batch>.parquet`.
+ * `directory/date=2026-11-21/<queue>-<batch>-<token>.parquet`.
  *
  * Columns: `id`, `transaction_id`, `time` (UTC, in microseconds), `key`, `delta`, `data` (JSON as text). All are exact to the last digit.
  *
  * A file is there whole or not at all, and on disk before its batch is finished. A batch that is given again, after a crash, replaces its own files: each event is in
- * one file. Two databases, or a database and its restored copy, never write to the same file: `origin` stands for cluster, timeline, database and
- * installation, which are spelled out in the file's metadata.
+ * one file. Two databases, or a database and its restored copy, never write to the same file: a batch's `token` is random, and comes with it when it is given again.
  *
  * While the directory cannot be written, the events wait in the queue; `status()` says why.
  *
@@ -66,9 +65,8 @@ export function archive({ directory, ...settings }: ArchiveOptions): Definition 
 }
 
 async function writeBatch(root: string, { queue, name }: { queue: string; name: string }, batch: HandledBatch): Promise<void> {
-  const { database, ...origin } = await batch.origin()
-  const metadata = JSON.stringify({ queue, consumer: name, batch: batch.id, database, ...origin })
-  const fileName = `${safe(queue)}-${digest(JSON.stringify(origin))}-${batch.id}.parquet`
+  const metadata = JSON.stringify({ queue, consumer: name, batch: batch.id, token: batch.token })
+  const fileName = `${safe(queue)}-${batch.id}-${batch.token.replaceAll('-', '')}.parquet`
   const files = new Map<string, BatchFile>()
   // Apart from what the server does: its errors are not the directory's.
   const onDisk = async <T>(work: Promise<T>): Promise<T> => {
@@ -174,7 +172,6 @@ const dateOf = ([, microseconds]: RawEvent) => new Date(Number(microseconds) / 1
 
 /** What every file system takes. Two names may become the same: the batch's number is still another. Programs pass over files that begin with an underscore. */
 const safe = (name: string) => name.replaceAll(/[^a-zA-Z0-9_]+/g, '_').replace(/^_+/, '').slice(0, 100) || 'queue'
-const digest = (text: string) => createHash('sha256').update(text).digest('hex').slice(0, 16)
 const temporaryPrefix = (fileName: string) => `.${fileName}.`
 
 async function removeTemporaryFiles(directory: string, fileName: string): Promise<void> {

@@ -4,7 +4,6 @@ import type { z } from 'zod'
 import { PgtallyError } from '../errors.ts'
 import { query } from '../executor.ts'
 import type { Executor } from '../executor.ts'
-import type { Origin } from './origin.ts'
 import type { RawEvent } from './read-events.ts'
 
 /** One event of a queue. */
@@ -84,6 +83,7 @@ export interface ExportedBatch {
 
 interface BatchOptions {
   id: string
+  token: string
   attempt: number
   /** The transaction that finishes the batch, where it is the handler's as well. */
   client?: PoolClient | undefined
@@ -93,12 +93,13 @@ interface BatchOptions {
   read(): AsyncIterable<readonly RawEvent[]>
   deltas(): Promise<KeyDelta[]>
   export(): Promise<ExportedBatch>
-  origin(): Promise<Origin>
 }
 
 /** A batch at work in a handler. */
 export class HandledBatch implements TransactionalBatch {
   readonly id: string
+  /** Tells it from every other one: no other database gives it out, nor this one once more after it was restored from a backup. */
+  readonly token: string
   readonly attempt: number
   readonly signal: AbortSignal
   readonly #options: BatchOptions
@@ -109,6 +110,7 @@ export class HandledBatch implements TransactionalBatch {
 
   constructor(options: BatchOptions) {
     this.id = options.id
+    this.token = options.token
     this.attempt = options.attempt
     this.signal = options.signal
     this.#options = options
@@ -137,11 +139,6 @@ export class HandledBatch implements TransactionalBatch {
       this.signal.throwIfAborted()
       if (page.length > 0) yield page
     }
-  }
-
-  /** For the same: tells this batch from those of other databases that have its number. */
-  origin(): Promise<Origin> {
-    return this.#options.origin()
   }
 
   deltas(): Promise<KeyDelta[]> {

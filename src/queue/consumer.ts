@@ -12,7 +12,6 @@ import type { ServiceOptions } from '../worker/service.ts'
 import { HandledBatch } from './batch.ts'
 import type { ExportedBatch } from './batch.ts'
 import type { ParsedDefinition } from './definition.ts'
-import { readOrigin } from './origin.ts'
 import { readEvents, readEventsApart } from './read-events.ts'
 
 const lockTimeoutMs = 1000
@@ -25,6 +24,7 @@ interface Claimed {
   batch_id: string | null
   claim: number
   cut: boolean
+  token: string
 }
 
 const milliseconds = (parameter: string) => `${parameter}::float8 * interval '1 millisecond'`
@@ -114,10 +114,10 @@ export class Consumer extends Service {
       [queue, name, minEvents, maxWaitMs, ordered],
     )
     if (row?.due !== 'true') return false
-    const { batch_id: id, claim, cut } = await this.#claim()
+    const { batch_id: id, claim, cut, token } = await this.#claim()
     if (id === null) return false
     try {
-      await (mode === 'transactional' ? this.#handleInTransaction(id, claim) : this.#handleAtLeastOnce(id, claim))
+      await (mode === 'transactional' ? this.#handleInTransaction(id, claim, token) : this.#handleAtLeastOnce(id, claim, token))
     } catch (error) {
       await this.#giveBack(id, claim, error)
       return false
@@ -130,7 +130,7 @@ export class Consumer extends Service {
   async #claim(): Promise<Claimed> {
     const { queue, name, mode, leaseMs, maxEvents, minEvents, maxWaitMs, ordered } = this.#definition
     const text = `select row_to_json(c)::text as claimed from (
-      select batch_id::text, claim, cut from ${this.#schema}.claim_batch($1::text, $2::text, ${milliseconds('$3')}, $4::int4, $5::int4, ${milliseconds('$6')}, $7::bool)
+      select batch_id::text, claim, cut, token from ${this.#schema}.claim_batch($1::text, $2::text, ${milliseconds('$3')}, $4::int4, $5::int4, ${milliseconds('$6')}, $7::bool)
     ) c`
     const values = [queue, name, leaseMs, maxEvents, minEvents, maxWaitMs, ordered]
     // A crash of the server that takes this away takes what came after it as well. But not what is elsewhere: for that the batch must be there for good, and with it, as
@@ -140,7 +140,7 @@ export class Consumer extends Service {
   }
 
   /** Effects, what was left aside, and the end of the batch, all or none of them. Nobody can take the batch over meanwhile. */
-  async #handleInTransaction(id: string, claim: number): Promise<void> {
+  async #handleInTransaction(id: string, claim: number, token: string): Promise<void> {
     const { timeoutMs } = this.#definition
     const lost = new AbortController()
     await inTransaction(
@@ -149,7 +149,7 @@ export class Consumer extends Service {
         // For what this process cannot end: a statement that hangs there, and a connection that it has lost sight of. Idle, it is closed from here first.
         await client.query(`set local statement_timeout = ${timeoutMs}; set local idle_in_transaction_session_timeout = ${timeoutMs + idleGraceMs}`)
         await this.#call(client, 'lock_batch($1::int8, $2::int4)', id, claim)
-        const batch = this.#batch(id, claim, lost.signal, client)
+        const batch = this.#batch(id, claim, token, lost.signal, client)
         await this.#withTimeout(lost, this.#work(batch, client))
         await this.#finish(client, batch, claim)
       },
@@ -157,7 +157,7 @@ export class Consumer extends Service {
     )
   }
 
-  async #handleAtLeastOnce(id: string, claim: number): Promise<void> {
+  async #handleAtLeastOnce(id: string, claim: number, token: string): Promise<void> {
     const { leaseMs } = this.#definition
     const lost = new AbortController()
     const renewing = setInterval(() => {
@@ -167,7 +167,7 @@ export class Consumer extends Service {
       })
     }, leaseMs / 3)
     try {
-      const batch = this.#batch(id, claim, lost.signal)
+      const batch = this.#batch(id, claim, token, lost.signal)
       await this.#withTimeout(lost, this.#work(batch))
       await inTransaction(this.pool, (client) => this.#finish(client, batch, claim))
     } finally {
@@ -175,10 +175,11 @@ export class Consumer extends Service {
     }
   }
 
-  #batch(id: string, attempt: number, signal: AbortSignal, client?: PoolClient): HandledBatch {
+  #batch(id: string, attempt: number, token: string, signal: AbortSignal, client?: PoolClient): HandledBatch {
     const { schema, maxAttempts } = this.#definition
     return new HandledBatch({
       id,
+      token,
       attempt,
       signal,
       client,
@@ -195,7 +196,6 @@ export class Consumer extends Service {
         const [row] = await inTransaction(this.pool, (reader) => query<Record<keyof ExportedBatch, string>>(reader, text, [id]), { signal })
         return row as ExportedBatch
       },
-      origin: () => readOrigin(client ?? this.pool, this.#schema),
     })
   }
 

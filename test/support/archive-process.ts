@@ -27,7 +27,7 @@ createTally({ pool }).consumer({
       id: batch.id,
       attempt: batch.attempt,
       signal: batch.signal,
-      origin: () => batch.origin(),
+      token: batch.token,
       async *rawPages() {
         for await (const page of batch.rawPages()) {
           yield page
