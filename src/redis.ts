@@ -7,7 +7,7 @@ import { safeNumber } from './counters/counter.ts'
 import type { Key } from './counters/definition.ts'
 import { PgtallyError } from './errors.ts'
 import type { Tally } from './tally.ts'
-import type { Logger } from './worker/logger.ts'
+import type { Logger } from './logger.ts'
 import type { AppliedChanges } from './worker/reporter.ts'
 
 /** A client of the package `redis` (node-redis), from version 5 on, for one server; by shape. */

@@ -1,7 +1,7 @@
 import { pathToFileURL } from 'node:url'
 
 import { PgtallyError } from '../errors.ts'
-import type { WorkerModule, WorkerModuleContext } from '../worker/module.ts'
+import type { WorkerModule, WorkerModuleContext } from '../worker-module.ts'
 
 /** @throws PgtallyError INVALID_ARGUMENT (the module does not export what it should); what importing it throws */
 export async function loadModule(path: string, context: WorkerModuleContext): Promise<WorkerModule> {

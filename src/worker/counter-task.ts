@@ -5,7 +5,7 @@ import { query } from '../executor.ts'
 import { Applier } from './applier.ts'
 import type { BatchResult, Telling } from './applier.ts'
 import type { DueCounter } from './due-counters.ts'
-import type { Logger } from './logger.ts'
+import type { Logger } from '../logger.ts'
 
 const carriedIntervalMs = 250
 const waitIntervalMs = 1000

@@ -3,7 +3,7 @@ import type { Pool } from 'pg'
 import { describeError, isConnectionError } from '../errors.ts'
 import { query } from '../executor.ts'
 import { inTransaction } from '../transaction.ts'
-import type { Logger } from './logger.ts'
+import type { Logger } from '../logger.ts'
 
 const shortestIntervalMs = 250
 const longestIntervalMs = 15_000

@@ -1,7 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises'
 
 import { describeError } from '../errors.ts'
-import type { Logger } from './logger.ts'
+import type { Logger } from '../logger.ts'
 
 /** What one committed transaction has changed. */
 export interface AppliedChanges {

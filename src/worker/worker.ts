@@ -12,8 +12,8 @@ import { Horizon } from './horizon.ts'
 import { Maintenance } from './maintenance.ts'
 import { Reporter } from './reporter.ts'
 import type { OnApplied } from './reporter.ts'
-import { Service } from './service.ts'
-import type { ServiceOptions } from './service.ts'
+import { Service } from '../service.ts'
+import type { ServiceOptions } from '../service.ts'
 
 export interface WorkerOptions extends ServiceOptions {
   /**
