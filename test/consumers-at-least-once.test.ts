@@ -1,5 +1,7 @@
+import pg from 'pg'
 import { afterAll, describe, expect, test } from 'vitest'
 
+import type { KeyDelta } from '../src/index.ts'
 import { createTally } from '../src/index.ts'
 import { createTestDatabase, waitFor } from './support/database.ts'
 import { installed, value } from './support/fixtures.ts'
@@ -10,6 +12,24 @@ const { db, tally, createQueue, insert, consumerOf, finished } = await createLed
 afterAll(db.drop)
 
 describe('an at-least-once consumer', () => {
+  test('works where the default isolation is another one, and rounds no sum', async () => {
+    const queue = await createQueue()
+    await insert(queue, 1, 2)
+    await insert(queue, 1)
+    const pool = new pg.Pool({ connectionString: db.connectionString, options: '-c default_transaction_isolation=serializable' })
+    const own = createTally({ pool })
+    expect(await own.queue(queue).register('other')).toBe(true)
+    expect(await own.queue(queue).skip('other')).toBe(0)
+    const sums: KeyDelta[] = []
+    const consumer = own.consumer({ ...fast, queue, mode: 'at-least-once', handler: async (batch) => void sums.push(...(await batch.deltas())) })
+    await finished(queue)
+    expect(sums.toSorted((a, b) => a.key.localeCompare(b.key))).toEqual([{ key: '1', delta: 2, events: 2 }, { key: '2', delta: 1, events: 1 }])
+    await db.pool.query('select pgtally.insert_event($1, 3::text, 9007199254740993)', [queue])
+    expect(await waitFor(async () => (await consumerOf(queue))?.lastError ?? undefined, { what: 'the error' })).toContain('9007199254740993')
+    await consumer.stop()
+    await pool.end()
+  })
+
   test('finishes its batch after the handler, keeps it as long as that takes, and holds no transaction open', async () => {
     const queue = await createQueue()
     await insert(queue, 1, 3)

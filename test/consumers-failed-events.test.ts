@@ -52,7 +52,7 @@ describe('a failed event', () => {
     await finished(queue)
     expect(await keys(queue)).toEqual(['1', '3', '5'])
     expect(await tally.queue(queue).deadLetters('c')).toMatchObject([
-      { key: '2', delta: 1, attempts: 1, reason: 'not this one' },
+      { key: '2', delta: '1', attempts: 1, reason: 'not this one' },
       { key: '4', attempts: 1, reason: 'division by zero' },
     ])
   })
@@ -92,7 +92,7 @@ describe('a failed event', () => {
     expect(letters).toMatchObject([
       { key: '2', data: { user: 'one' }, reason: expect.stringMatching(/^data: user: .*number/) },
       { key: '3', reason: expect.stringMatching(/^data: user: /) },
-      { key: '4', data: null, reason: expect.stringContaining('9007199254740993') },
+      { key: '4', delta: '9007199254740993', data: null, reason: expect.stringContaining('9007199254740993') },
     ])
     // To the last digit.
     expect(await value(db.pool, `select ev_data::text from pgtally.dead_letters($1, 'c') where ev_key = '3'`, [queue])).toBe('{"user": 12345678901234567890}')

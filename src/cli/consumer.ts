@@ -94,7 +94,7 @@ function deadLettersCommand(): Command {
           printLine(
             formatTable(
               ['number', 'key', 'delta', 'data', 'attempts', 'failed at', 'reason'],
-              letters.map(({ number, key, delta, data, attempts, failedAt, reason }) => [number, key, String(delta), JSON.stringify(data), String(attempts), failedAt, reason]),
+              letters.map(({ number, key, delta, data, attempts, failedAt, reason }) => [number, key, delta, JSON.stringify(data), String(attempts), failedAt, reason]),
               [0, 2, 4],
             ),
           )

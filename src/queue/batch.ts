@@ -45,7 +45,11 @@ export interface Batch<D = unknown> extends AsyncIterable<QueueEvent<D>> {
   readonly signal: AbortSignal
   /** The events in pages of some thousands, so that however many there are need not fit in memory. In the order of their transactions' ids. */
   pages(): AsyncGenerator<readonly QueueEvent<D>[], void, undefined>
-  /** The events summed by key, by the server. */
+  /**
+   * The events summed by key, by the server.
+   *
+   * @throws PgtallyError UNSAFE_COUNT (a sum beyond 2^53 - 1)
+   */
   deltas(): Promise<KeyDelta[]>
   /** Finishes the batch without this event: it is given again later, by itself; nothing waits for it. After `maxAttempts` it becomes a dead letter. */
   retry(event: QueueEvent<D>, options?: RetryOptions): void

@@ -188,8 +188,12 @@ export class Consumer extends Service {
       read: () => (client === undefined ? readEventsApart(this.pool, this.#schema, id) : readEvents(client, this.#schema, id)),
       deltas: async () => {
         const text = `select key, delta::text, events::text from ${this.#schema}.get_batch_deltas($1)`
-        const rows = await query<Record<'key' | 'delta' | 'events', string>>(client ?? this.pool, text, [id])
-        return rows.map(({ key, delta, events }) => ({ key, delta: Number(delta), events: Number(events) }))
+        const read = (reader: PoolClient) => query<Record<'key' | 'delta' | 'events', string>>(reader, text, [id])
+        const rows = await (client === undefined ? inTransaction(this.pool, read, { signal }) : read(client))
+        return rows.map(({ key, delta, events }) => {
+          if (!Number.isSafeInteger(Number(delta))) throw new PgtallyError('UNSAFE_COUNT', `Batch ${id}: the sum of ${key}, ${delta}, is beyond what a number can hold. Read the events one by one, or less at a time (maxEvents).`)
+          return { key, delta: Number(delta), events: Number(events) }
+        })
       },
       export: async () => {
         const text = `select batch::text, keys::text, deltas::text from ${this.#schema}.export_batch($1)`

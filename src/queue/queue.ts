@@ -8,7 +8,7 @@ import { PgtallyError, translateDefinitionError } from '../errors.ts'
 import { query } from '../executor.ts'
 import type { Executor } from '../executor.ts'
 import { requireInstalled } from '../install/install.ts'
-import { inLockingTransaction } from '../transaction.ts'
+import { inLockingTransaction, inTransaction } from '../transaction.ts'
 
 export interface QueueOptions {
   /** Default: `bigint`. */
@@ -35,7 +35,8 @@ export interface DeadLetter {
   /** When the event was written, ISO 8601. */
   time: string
   key: string
-  delta: number
+  /** As text, of any size. */
+  delta: string
   data: unknown
   /** How often it was handled in vain. */
   attempts: number
@@ -139,7 +140,7 @@ export class Queue {
   async deadLetters(consumer: string, { limit = 100 }: { limit?: number } = {}): Promise<DeadLetter[]> {
     const [row] = await query<{ letters: string }>(
       this.#pool,
-      `select coalesce(json_agg(json_build_object('number', failed_event_id::text, 'eventId', ev_id, 'time', ev_time, 'key', ev_key, 'delta', ev_delta,
+      `select coalesce(json_agg(json_build_object('number', failed_event_id::text, 'eventId', ev_id, 'time', ev_time, 'key', ev_key, 'delta', ev_delta::text,
          'data', ev_data, 'attempts', attempts, 'reason', reason, 'failedAt', failed_at)), '[]')::text as letters
        from (select * from ${this.#schema}.dead_letters($1::text, $2::text) limit $3::int8) d`,
       [this.name, consumer, limit],
@@ -160,7 +161,8 @@ export class Queue {
   async #call(name: string, consumer: string, ...more: readonly (readonly [type: string, value: unknown])[]): Promise<string | undefined> {
     const parameters = more.map(([type], index) => `, $${index + 3}::${type}`).join('')
     const text = `select ${this.#schema}.${name}($1::text, $2::text${parameters})::text as result`
-    const [row] = await query<{ result: string }>(this.#pool, text, [this.name, consumer, ...more.map(([, value]) => value)])
+    // READ COMMITTED, which positions need, whatever the database's default is.
+    const [row] = await inTransaction(this.#pool, (client) => query<{ result: string }>(client, text, [this.name, consumer, ...more.map(([, value]) => value)]))
     return row?.result
   }
 }
