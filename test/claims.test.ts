@@ -138,6 +138,18 @@ describe('a claimed batch', () => {
     await expect(finish(second)).rejects.toMatchObject({ code: 'TL001' })
   })
 
+  test('is looked for without a transaction id', async () => {
+    const queue = await createQueue()
+    const session = await db.connect()
+    await session.query('begin')
+    for (const isDue of [false, true]) {
+      expect(await value(session, `select pgtally.due_batch($1, 'c')`, [queue])).toBe(isDue)
+      await insert(queue, 1)
+    }
+    expect(await value(session, 'select pg_current_xact_id_if_assigned()')).toBeNull()
+    await session.query('rollback')
+  })
+
   test('is due for enough events, or for one that has waited', async () => {
     const queue = await createQueue()
     await insert(queue, 1, 2)

@@ -247,6 +247,19 @@ test('updates of pgtally\'s own table are HOT', async () => {
   expect(hot / updates).toBeGreaterThan(0.95)
 })
 
+test('a worker that looks for events does not read those that were applied', async () => {
+  const blog = await createBlog(db, tally)
+  const { rows } = await db.pool.query<{ table: string }>('select pgtally.event_table($1)::text as table', [blog.counter])
+  await db.pool.query(`insert into ${rows[0]?.table} (ev_key, ev_delta) select 1, 0 from generate_series(1, 50000)`)
+  await applyAll(db.pool, blog.counter)
+  const pages = async () => {
+    const [plan] = (await value<{ Plan: Record<string, number> }[]>(db.pool, 'explain (analyze, buffers, format json) select count(*) from pgtally.due_counters()')) ?? []
+    return (plan?.Plan['Shared Hit Blocks'] ?? 0) + (plan?.Plan['Shared Read Blocks'] ?? 0)
+  }
+  await pages()
+  expect(await pages()).toBeLessThan(200)
+})
+
 test('rows without a key are not counted', async () => {
   const blog = await createBlog(db, tally)
   await db.pool.query(`insert into ${blog.likes} (post_id) values (null), (1), (null)`)
