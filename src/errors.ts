@@ -80,6 +80,16 @@ export function isConnectionError(error: unknown): boolean {
 }
 
 /**
+ * Whether a transaction was rolled back because of others, and may be done again as it is: a serialization failure, a deadlock,
+ * or a complaint of PostgreSQL (seen with 15 and 18) about itself that comes, rarely, to whoever updates a row while a transaction that has
+ * both referred to that row by a foreign key and updated it is being rolled back.
+ */
+export function isTransient(error: unknown): boolean {
+  if (!isDatabaseError(error)) return false
+  return error.code === '40001' || error.code === '40P01' || (error.code === 'XX000' && error.message.startsWith('new multixact has more than one updating member'))
+}
+
+/**
  * The error as the caller of pgtally shall see it: what pgtally's own functions raise becomes a `PgtallyError`, all else
  * stays what it is, so that a caller's retry on 40001 or 40P01 still works.
  */

@@ -255,6 +255,29 @@ test(`an application that updates posts in any order, several in a transaction, 
   expect(await value(db.pool, `select count(*)::int from ${blog.posts} where again is distinct from like_count`)).toBe(0)
 })
 
+test.each([
+  ['55P03', 'canceling statement due to lock timeout'],
+  ['40P01', 'deadlock detected'],
+  ['XX000', 'new multixact has more than one updating member: 0 2[7 (nokeyupd), 8 (nokeyupd)]'],
+])('a batch that fails because of other transactions (%s) is done again at once, without an error', async (code, message) => {
+  const blog = await createBlog(db, tally)
+  await db.pool.query(`
+    create sequence ${blog.posts}_failures;
+    create function ${blog.posts}_fail() returns trigger language plpgsql as $$
+      begin
+        if nextval('${blog.posts}_failures') <= 3 then raise exception using errcode = '${code}', message = '${message}'; end if;
+        return new;
+      end $$;
+    create trigger fail before update on ${blog.posts} for each row execute function ${blog.posts}_fail()`)
+  const logger = recorder()
+  await using running = new AsyncDisposableStack()
+  running.use(tally.worker({ logger }))
+  await like(db.pool, blog, 1)
+  await waitFor(async () => (await stored(db.pool, blog))[1] === 1, { what: 'the like' })
+  expect(await value(db.pool, `select last_value::int from ${blog.posts}_failures`)).toBe(4)
+  expect(logger.messages.filter((text) => !text.includes('worker started'))).toEqual([])
+})
+
 test('a migration that holds the posts is waited for, without an error; the other counters go on', async () => {
   const [blog, other] = [await createBlog(db, tally), await createBlog(db, tally)]
   await like(db.pool, blog, 1)

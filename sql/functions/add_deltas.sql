@@ -25,7 +25,7 @@
 -- Returns the number of carried keys, of events dropped for want of a row, and of stored counts that were changed, for how many ms rows may have been locked by now, and with
 -- report the changes: an array of [key, new stored count], both as text; NULL where there is none.
 --
--- Errors: TL003 when the target was dropped; TL008 when a row is missing and on_missing says error; 55P03 seldom, then try again; whatever the target's constraints and triggers raise.
+-- Errors: TL003 when the target was dropped; TL008 when a row is missing and on_missing says error; 55P03, and a complaint about a multixact (src/errors.ts), seldom, then try again; whatever the target's constraints and triggers raise.
 create or replace function pgtally.add_deltas(
     counter pgtally.counter, keys anyarray, deltas bigint[], events bigint[], report boolean default false,
     out carried integer, out dropped_events bigint, out locked_ms double precision, out changed bigint, out changes json

@@ -1,6 +1,6 @@
 import type { Pool, PoolClient } from 'pg'
 
-import { isDatabaseError } from '../errors.ts'
+import { isDatabaseError, isTransient } from '../errors.ts'
 import { query } from '../executor.ts'
 import { inTransaction } from '../transaction.ts'
 import type { AppliedChanges, Reporter } from './reporter.ts'
@@ -41,7 +41,7 @@ const keysPerPack = 100
 const leastKeys = keysPerPack
 const firstKeys = 10_000
 const mostKeys = 100_000
-const lockAttempts = 10
+const attempts = 10
 
 /** The transactions that change a counter's target; each locks so many rows as the last ones let expect to take `longestLockMs`. */
 export class Applier {
@@ -109,7 +109,7 @@ export class Applier {
 
   /**
    * A crash that takes the last of these away takes counts and position together: they are simply done again, so their commit need not be
-   * waited for; unless somebody is told of them, as that cannot be taken back. One that would have had to wait for a row is done again as well (see add_deltas.sql).
+   * waited for; unless somebody is told of them, as that cannot be taken back. One that failed because of other transactions is done again as well (see add_deltas.sql).
    *
    * @param values from `$4` on
    */
@@ -131,7 +131,8 @@ export class Applier {
         return result
       } catch (error) {
         await endTurn?.()
-        if (attempt === lockAttempts || !isDatabaseError(error) || error.code !== '55P03') throw error
+        const lockTimedOut = isDatabaseError(error) && error.code === '55P03'
+        if (attempt === attempts || !(lockTimedOut || isTransient(error))) throw error
       }
     }
   }

@@ -10,11 +10,6 @@ export function isRowFault(error: unknown): boolean {
   return isDatabaseError(error) && !isLost(error) && (rowStates.has(error.code) || !systemStates.test(error.code))
 }
 
-/** Whether the statement was rolled back because of other transactions, and may be done again as it is. */
-export function isTransient(error: unknown): boolean {
-  return isDatabaseError(error) && (error.code === '40001' || error.code === '40P01')
-}
-
 /** Whether the connection went while a statement was under way, so that it is not known whether that was committed. */
 export function isLost(error: unknown): boolean {
   // Whatever does not come from the server: the connection broke, or the client did not wait any longer.

@@ -1,8 +1,8 @@
 import type { Pool } from 'pg'
 
-import { PgtallyError } from '../errors.ts'
+import { isTransient, PgtallyError } from '../errors.ts'
 import { connect, release } from '../transaction.ts'
-import { isAboutTable, isLost, isRowFault, isTransient } from './faults.ts'
+import { isAboutTable, isLost, isRowFault } from './faults.ts'
 import { groupStatement } from './statement.ts'
 import type { GroupResult, Row } from './statement.ts'
 import type { MembershipTable } from './table.ts'
