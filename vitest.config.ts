@@ -1,11 +1,15 @@
+import path from 'node:path'
+
 import { defineConfig } from 'vitest/config'
 
 export default defineConfig({
   test: {
     include: ['test/**/*.test.ts'],
     globalSetup: ['test/support/global-setup.ts'],
-    // All files share one PostgreSQL server, which needs processors of its own.
-    maxWorkers: 2,
+    // They share one PostgreSQL server, and wait more than they work.
+    maxWorkers: 4,
+    // Many tests start commands, which then need not be compiled each time.
+    env: { NODE_COMPILE_CACHE: path.resolve('node_modules/.cache/pgtally/compile') },
     testTimeout: 30_000,
     hookTimeout: 60_000,
   },

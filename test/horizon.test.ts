@@ -2,6 +2,7 @@ import { beforeAll, expect, test } from 'vitest'
 
 import { Horizon } from '../src/worker/horizon.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
+import { dedicatedServer } from './support/server.ts'
 
 let db: TestDatabase
 
@@ -40,9 +41,12 @@ test.each(Object.entries(hold))('a worker rests the longer, the longer %s holds 
   await waitFor(async () => (await rest()) === 0, { what: 'no rest' })
 })
 
-test('a database in which nothing happens holds back nothing', async () => {
-  const horizon = new Horizon(db.pool)
-  const session = await db.connect()
+test('a server on which nothing happens holds back nothing', async (context) => {
+  // Transaction ids are the whole server's.
+  await using server = await dedicatedServer(context)
+  await using own = await createTestDatabase(server.connectionString)
+  const horizon = new Horizon(own.pool)
+  const session = await own.connect()
   await session.query('begin isolation level repeatable read; select 1')
   expect(await horizon.restMs()).toBe(0)
 })
