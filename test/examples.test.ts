@@ -59,3 +59,10 @@ test('RabbitMQ is given each event, across a restart', { timeout }, async (conte
   expect(example.printed()).toMatch(/^\d+ messages for 510 events; 510 were written$/m)
   for (const post of [1, 2]) expect(example.printed()).toContain(`Post ${post}: 245 likes in PostgreSQL, 245 by the messages of RabbitMQ\n`)
 })
+
+test('the soak run is exact, whatever faults it injects', { timeout }, async () => {
+  using soak = start('examples/soak/main.ts', '--minutes', '0.25', '--rate', '300', '--fault-every', '2')
+  expect(await soak.ended).toMatchObject({ exitCode: 0 })
+  expect(soak.printed()).toMatch(/\d faults/)
+  expect(soak.printed()).toContain('Every count is exact.')
+})

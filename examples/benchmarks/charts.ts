@@ -14,8 +14,8 @@ import type { Lines, Result } from './results.ts'
 use([BarChart, LineChart, CustomChart, GridComponent, LegendComponent, TitleComponent, SVGRenderer])
 
 const width = 960
-const ink = '#1f2937'
-const faint = '#d1d5db'
+export const ink = '#1f2937'
+export const faint = '#d1d5db'
 // Okabe and Ito's colours, which the colour-blind can tell apart.
 const palette = ['#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#000000']
 const own = '#0072b2'
@@ -24,14 +24,14 @@ const others = '#94a3b8'
 /** One SVG file for each result with bars, and one for each chart over time. */
 export async function writeCharts(directory: string, results: readonly Result[]): Promise<void> {
   await mkdir(directory, { recursive: true })
-  const write = (name: string, option: EChartsCoreOption, height: number) => writeFile(path.join(directory, `${name}.svg`), render(option, height))
+  const write = (name: string, option: EChartsCoreOption, height: number) => writeFile(path.join(directory, `${name}.svg`), renderSvg(option, height))
   for (const result of results) {
     if (result.bars && result.rows.length > 0) await write(result.id, bars(result), 110 + 36 * result.rows.length)
     for (const chart of result.charts ?? []) await write(chart.id, lines(chart), 480)
   }
 }
 
-function render(option: EChartsCoreOption, height: number): string {
+export function renderSvg(option: EChartsCoreOption, height: number): string {
   const chart = init(null, null, { renderer: 'svg', ssr: true, width, height })
   try {
     // On white, so that it can be read on a dark slide, too.
@@ -44,7 +44,7 @@ function render(option: EChartsCoreOption, height: number): string {
 
 const isOwn = (name: string) => name.startsWith('pgtally') || name.startsWith('tally.')
 
-const title = (text: string) => ({ text, left: 16, top: 12, textStyle: { fontSize: 14, fontWeight: 600, color: ink, width: width - 96, overflow: 'break' } })
+export const titleStyle = (text: string) => ({ text, left: 16, top: 12, textStyle: { fontSize: 14, fontWeight: 600, color: ink, width: width - 96, overflow: 'break' } })
 
 /** The first metric, best first, with whiskers from the least to the most. */
 function bars(result: Result): EChartsCoreOption {
@@ -57,7 +57,7 @@ function bars(result: Result): EChartsCoreOption {
   const sorted = found.toSorted((one, other) => one.median - other.median)
   const label = ({ median, ratio }: (typeof sorted)[number]) => `${formatNumber(median, metric?.digits)}${ratio === undefined ? '' : `  (${formatNumber(ratio, 2)})`}`
   return {
-    title: title(result.title),
+    title: titleStyle(result.title),
     grid: { left: 40, right: 130, top: 72, bottom: 40, outerBoundsMode: 'same', outerBoundsContain: 'axisLabel' },
     xAxis: { type: 'value', name: metric?.title, nameLocation: 'middle', nameGap: 28, splitLine: { lineStyle: { color: faint } }, axisLabel: { color: ink }, nameTextStyle: { color: ink } },
     yAxis: { type: 'category', data: sorted.map(({ name }) => name), axisTick: { show: false }, axisLabel: { color: ink, fontSize: 11 } },
@@ -85,10 +85,12 @@ function whisker(_params: unknown, api: WhiskerApi) {
   return { type: 'group', children: [line(from, y, to, y), line(from, y - 5, from, y + 5), line(to, y - 5, to, y + 5)] }
 }
 
+export const axisStyle = { nameLocation: 'middle', nameTextStyle: { color: ink }, axisLabel: { color: ink } }
+
 function lines(chart: Lines): EChartsCoreOption {
-  const axis = { type: 'value', nameLocation: 'middle', nameTextStyle: { color: ink }, axisLabel: { color: ink } }
+  const axis = { ...axisStyle, type: 'value' }
   return {
-    title: title(chart.title),
+    title: titleStyle(chart.title),
     legend: { bottom: 8, itemGap: 28, textStyle: { color: ink } },
     grid: { left: 24, right: 32, top: 72, bottom: 84 },
     xAxis: { ...axis, name: chart.xTitle, nameGap: 28, min: 'dataMin', max: 'dataMax', axisLabel: { color: ink, formatter: (value: number) => String(Math.round(value * 10) / 10) }, splitLine: { show: false } },
