@@ -10,7 +10,7 @@ export default defineConfig({
     maxWorkers: 4,
     // Many tests start commands, which then need not be compiled each time.
     env: { NODE_COMPILE_CACHE: path.resolve('node_modules/.cache/pgtally/compile') },
-    testTimeout: 30_000,
-    hookTimeout: 60_000,
+    testTimeout: 120_000,
+    hookTimeout: 120_000,
   },
 })

@@ -46,7 +46,7 @@ const fast = { name: 'archive', minEvents: 1, maxWaitMs: 0, pollIntervalMs: 5 } 
 
 const consumerOf = async (queue: string) => (await tally.status()).consumers.find((consumer) => consumer.queue === queue)
 // Where processes have to start first, that takes its time on a busy machine.
-const finished = (queue: string, timeoutMs = 20_000) => waitFor(async () => (await consumerOf(queue))?.pendingEvents === 0, { what: 'an archive that has finished everything', timeoutMs })
+const finished = (queue: string, timeoutMs = 60_000) => waitFor(async () => (await consumerOf(queue))?.pendingEvents === 0, { what: 'an archive that has finished everything', timeoutMs })
 
 /** Archives what is there, and ends. */
 async function archiveAll(options: Pick<ArchiveOptions, 'queue' | 'directory'> & Partial<ArchiveOptions>): Promise<void> {

@@ -545,8 +545,8 @@ describe('while the application writes', () => {
       const truncations = running.use(beside(() => db.pool.query(`insert into ${blog.likes} (post_id) select 1 + g % 10 from generate_series(1, 30) g; truncate ${blog.likes}`)))
       await waitFor(async () => {
         rotated.add(await files())
-        return found.length > 0 || (rotated.size > 3 && truncations.rounds > 30 && audits > 100)
-      }, { what: 'three rotations, thirty TRUNCATEs and a hundred audits' })
+        return found.length > 0 || (rotated.size > 2 && truncations.rounds > 20 && audits > 50)
+      }, { what: 'two rotations, twenty TRUNCATEs and fifty audits' })
     }
     expect(found).toEqual([])
     await expectExact(db, tally, blog)

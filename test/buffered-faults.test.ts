@@ -118,7 +118,7 @@ describe('the connection is lost', () => {
     for (const key of ['a', 'b', 'c', 'd', 'e']) expect(await count(counter, key)).toBe(10)
   })
 
-  test('again and again, wherever it is: every add counts once', { timeout: 60_000 }, async () => {
+  test('again and again, wherever it is: every add counts once', async () => {
     const counter = await createViews()
     const pool = createPool(db.connectionString)
     const errors: unknown[] = []
@@ -241,7 +241,7 @@ describe('the database is away', () => {
     await pool.end()
   })
 
-  test('it crashes and comes back, several times: not one add is counted twice', { timeout: 90_000 }, async (context) => {
+  test('it crashes and comes back, several times: not one add is counted twice', async (context) => {
     await using server = await dedicatedServer(context)
     await using own = await createTestDatabase(server.connectionString)
     const ownTally = await installed(own)

@@ -41,7 +41,7 @@ test(`each event is handled exactly once by a transactional consumer whose proce
   }
   for (const command of running) processes.use(command)
   await writing.stop()
-  await waitFor(async () => (await tally.status()).consumers[0]?.pendingEvents === 0, { what: 'the rest to be handled', timeoutMs: 60_000 })
+  await waitFor(async () => (await tally.status()).consumers[0]?.pendingEvents === 0, { what: 'the rest to be handled' })
   expect(await value(db.pool, 'select count(*)::int - count(distinct id)::int from ledger')).toBe(0)
   const wrong = await db.pool.query(`
     select * from likes_given() g full join (select key::bigint, sum(delta) as n from ledger group by 1) l on l.key = g.post_id where coalesce(g.n, 0) <> coalesce(l.n, 0)`)

@@ -8,7 +8,7 @@ import type { WayResult } from '../src/demo/run.ts'
 import { createTally } from '../src/tally.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
 
-const timeoutMs = 60_000
+const timeoutMs = 180_000
 const brief = ['--seconds', '1', '--connections', '4']
 
 /** The command line's demo without a terminal, and with no server but the one named. */

@@ -68,7 +68,7 @@ const written = () => sums('select key, sum(delta) as n from written group by ke
 /** Those of the target, as soon as everything is forwarded. */
 async function forwarded(): Promise<string> {
   const pending = async () => (await from.status()).consumers[0]
-  await waitFor(async () => (await pending())?.pendingEvents === 0, { what: 'everything to be forwarded', timeoutMs: 60_000 }).catch(async (error: Error) => {
+  await waitFor(async () => (await pending())?.pendingEvents === 0, { what: 'everything to be forwarded' }).catch(async (error: Error) => {
     throw new Error(`${error.message} ${JSON.stringify(await pending())}`)
   })
   expect(await to.drain()).toMatchObject({ failed: [] })

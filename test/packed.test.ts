@@ -131,7 +131,7 @@ describe('a batch of more keys than are locked at once', () => {
     await applyInPart(blog)
     await using worker = tally.worker()
     void worker
-    await expect.poll(() => total(blog), { timeout: 20_000 }).toBe(posts)
+    await expect.poll(() => total(blog), { timeout: 60_000 }).toBe(posts)
   })
 })
 
@@ -144,10 +144,10 @@ test('where a row takes long, the next transactions lock fewer', async () => {
   await using worker = tally.worker()
   void worker
   await likeAll(blog)
-  await expect.poll(() => total(blog), { timeout: 20_000 }).toBe(150)
+  await expect.poll(() => total(blog), { timeout: 60_000 }).toBe(150)
   expect(await transactions()).toBe(1)
   await likeAll(blog)
-  await expect.poll(() => total(blog), { timeout: 20_000 }).toBe(300)
+  await expect.poll(() => total(blog), { timeout: 60_000 }).toBe(300)
   expect(await transactions()).toBe(2)
 })
 

@@ -188,10 +188,10 @@ describe('milestoneJobs()', () => {
       await Promise.all([sender.kill(), killed.kill()])
     }
     await using sender = run('sender')
-    await waitFor(async () => (await ownTally.status()).consumers[0]?.pendingEvents === 0, { what: 'a sender that has finished everything', timeoutMs: 60_000 })
+    await waitFor(async () => (await ownTally.status()).consumers[0]?.pendingEvents === 0, { what: 'a sender that has finished everything' })
     await sender.kill()
     const count = (sql: string) => value<number>(own.pool, `select count(*)::int from ${sql}`)
-    await waitFor(async () => (await count(`pgboss.job where name = 'congratulate' and state <> 'completed'`)) === 0, { what: 'all jobs to be done', timeoutMs: 60_000 })
+    await waitFor(async () => (await count(`pgboss.job where name = 'congratulate' and state <> 'completed'`)) === 0, { what: 'all jobs to be done' })
     await worker.kill()
     expect(await count(`pgboss.job where name = 'congratulate'`)).toBe(rounds * 200)
     expect(await count(`(select distinct data->>'key', data->>'threshold' from pgboss.job where name = 'congratulate') d`)).toBe(rounds * 200)
@@ -209,7 +209,7 @@ describe('scheduleMaintenance()', () => {
     const reports: MaintenanceReport[] = []
     const run = async (task: string) => {
       const id = (await ownBoss.send(`pgtally-${task}`)) ?? ''
-      return waitFor(async () => { const [job] = await ownBoss.findJobs(`pgtally-${task}`, { id }); return job?.state === 'completed' || job?.state === 'failed' ? job : undefined }, { what: `the ${task}`, timeoutMs: 60_000 })
+      return waitFor(async () => { const [job] = await ownBoss.findJobs(`pgtally-${task}`, { id }); return job?.state === 'completed' || job?.state === 'failed' ? job : undefined }, { what: `the ${task}` })
     }
     const schedule = (options = {}) => scheduleMaintenance(ownBoss, ownTally, { onReport: (report) => reports.push(report), ...options })
     return { own, ownTally, ownBoss, reports, run, schedule, [Symbol.asyncDispose]: async () => { await ownBoss[Symbol.asyncDispose](); await own.drop() } }

@@ -215,7 +215,7 @@ test('a counter or key that there is not, and another isolation than READ COMMIT
 
 const seed = Math.floor(Math.random() * 2 ** 31)
 
-test.each(['own', 'user'] as const)(`at every instant the count is all that was added less all that was taken back: %s (seed ${seed})`, { timeout: 60_000 }, async (kind) => {
+test.each(['own', 'user'] as const)(`at every instant the count is all that was added less all that was taken back: %s (seed ${seed})`, async (kind) => {
   const place = await createPlace(kind, 1000)
   const { counter } = place
   const keys: [string, ...string[]] = ['a', 'b', 'c']
@@ -277,7 +277,7 @@ test.each(['own', 'user'] as const)(`at every instant the count is all that was 
   const background = Promise.all([add, add, add, lock, compare, resetSome, resetSome].map((work) => until(work, random.fork())))
   const enough = async () => seen.adds >= 300 && seen.instants >= 200 && seen.carried >= 30 && (await resets()) >= 100
   try {
-    await Promise.race([waitFor(enough, { what: 'enough of everything', timeoutMs: 40_000 }), background])
+    await Promise.race([waitFor(enough, { what: 'enough of everything' }), background])
   } finally {
     finished.abort()
     await Promise.allSettled([background])

@@ -27,7 +27,7 @@ test('two regions that forward to each other come to the same counts, also when 
 
 test('the example ends on Ctrl-C', async () => {
   const { child, ended, printed } = start()
-  await waitFor(async () => printed().includes('Likes and unlikes'), { what: 'the start', timeoutMs: 60_000 })
+  await waitFor(async () => printed().includes('Likes and unlikes'), { what: 'the start' })
   child.kill('SIGINT')
   const { exitCode, stdout } = await ended
   expect(stdout).toContain('Interrupted (SIGINT); everything is stopped.')

@@ -283,6 +283,6 @@ test('a counter of another cluster is reported, the others go on', async () => {
   await like(db.pool, moved, 1)
   await like(db.pool, sound, 1)
   await counted(sound, { 1: 1 })
-  await waitFor(async () => (await statusOf(db.pool, moved.counter)).last_error !== null, { what: 'the error', timeoutMs: 5000 })
+  await waitFor(async () => (await statusOf(db.pool, moved.counter)).last_error !== null, { what: 'the error' })
   expect(await statusOf(db.pool, moved.counter)).toMatchObject({ last_error: expect.stringContaining('another database cluster'), pending_events: '1' })
 })

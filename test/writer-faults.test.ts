@@ -184,7 +184,7 @@ describe('what leaves no doubt is not OUTCOME_UNKNOWN', () => {
 })
 
 describe('many writers', () => {
-  test(`of overlapping pairs, added and removed in any order, never come into a deadlock, and all is counted (seed ${seed})`, { timeout: 90_000 }, async () => {
+  test(`of overlapping pairs, added and removed in any order, never come into a deadlock, and all is counted (seed ${seed})`, async () => {
     const blog = await createMemberships(db, tally)
     const before = await deadlocks()
     const random = new Random(seed)
@@ -311,7 +311,7 @@ describe('many writers', () => {
   })
 })
 
-test(`what was promised is there after the server has crashed (seed ${seed})`, { timeout: 90_000 }, async (context) => {
+test(`what was promised is there after the server has crashed (seed ${seed})`, async (context) => {
   await using server = await dedicatedServer(context)
   await using own = await createTestDatabase(server.connectionString)
   const ownTally = await installed(own)

@@ -61,7 +61,7 @@ export async function createTestDatabase(serverUrl: string = inject('serverUrl')
  * throws is thrown at once.
  *
  * @param options.what what is waited for, as the error shall name it
- * @throws Error after `timeoutMs` (20 000)
+ * @throws Error after `timeoutMs` (60 000, as the machine may be busy)
  *
  * @example
  * ```ts
@@ -70,7 +70,7 @@ export async function createTestDatabase(serverUrl: string = inject('serverUrl')
  */
 export async function waitFor<T>(
   condition: () => Promise<T | false | undefined>,
-  { what, timeoutMs = 20_000 }: { what: string; timeoutMs?: number },
+  { what, timeoutMs = 60_000 }: { what: string; timeoutMs?: number },
 ): Promise<T> {
   const deadline = performance.now() + timeoutMs
   for (;;) {
