@@ -1,5 +1,6 @@
 import type { Pool } from 'pg'
 
+import { silent } from './logger.ts'
 import type { Logger } from './logger.ts'
 
 export interface ServiceOptions {
@@ -7,8 +8,6 @@ export interface ServiceOptions {
   signal?: AbortSignal | undefined
   logger?: Logger | undefined
 }
-
-const silent: Logger = { debug() {}, info() {}, warn() {} }
 
 /** Work that goes on in this process until it is stopped. It never closes the pool and installs no signal handlers. */
 export abstract class Service implements AsyncDisposable {
