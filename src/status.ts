@@ -1,6 +1,5 @@
-import type { Pool } from 'pg'
-
 import { query } from './executor.ts'
+import type { PgExecutor } from './executor.ts'
 
 export interface CounterStatus {
   name: string
@@ -72,10 +71,10 @@ export interface Status {
 const seconds = (interval: string) => `round(extract(epoch from ${interval})::numeric, 3)`
 
 /** Where every counter and queue stands. Counts what is pending, so a long backlog takes a moment. */
-export async function readStatus(pool: Pool, schema: string): Promise<Status> {
+export async function readStatus(executor: PgExecutor, schema: string): Promise<Status> {
   // As JSON text, which no type parser of the caller's changes.
   const [row] = await query<{ status: string }>(
-    pool,
+    executor,
     `select json_build_object(
       'counters', (select coalesce(json_agg(json_build_object(
         'name', name, 'queue', queue, 'source', source, 'target', target,

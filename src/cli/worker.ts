@@ -5,7 +5,6 @@ import type { Command } from 'commander'
 import { pino } from 'pino'
 
 import { PgtallyError, describeError } from '../errors.ts'
-import { serveHttp } from '../http.ts'
 import type { HttpServer } from '../http.ts'
 import type { AnyConsumerDefinition, ConsumerDefinition } from '../queue/definition.ts'
 import { createTally } from '../tally.ts'
@@ -15,6 +14,8 @@ import type { ConnectionOptions } from './command.ts'
 import { loadModule } from './worker-module.ts'
 
 const sameCtrlCMs = 200
+/** One to ask whether the database is there, one to ask where it stands, which may take a while. */
+const httpConnections = 2
 
 interface WorkerCommandOptions extends ConnectionOptions {
   pollInterval: number
@@ -54,7 +55,7 @@ async function runWorker(options: WorkerCommandOptions): Promise<void> {
   try {
     const { consumers = [], onApplied } = options.module === undefined ? {} : await loadModule(options.module, { tally, pool, logger })
     // The pool had to be there before the module could say what it needs.
-    pool.options.max = poolSize(concurrency, consumers)
+    pool.options.max = poolSize(concurrency, consumers) + (options.http === undefined ? 0 : httpConnections)
     const worker = tally.worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, notify, onApplied, logger })
     const running = consumers.map((definition) => ({ definition, consumer: tally.consumer(definition as ConsumerDefinition, { logger }) }))
     // One that cannot go on does not stop the others.
@@ -84,7 +85,11 @@ async function runWorker(options: WorkerCommandOptions): Promise<void> {
     const services = [worker, ...running.map(({ consumer }) => consumer)]
     let server: HttpServer | undefined
     try {
-      if (port !== undefined) server = await serveHttp(tally, services, { port, host, token, logger })
+      if (port !== undefined) {
+        // Not loaded where nobody needs it.
+        const { serveHttp } = await import('../http.ts')
+        server = await serveHttp(tally, services, { port, host, token, logger })
+      }
       await worker.done
     } finally {
       stop()

@@ -1,0 +1,75 @@
+import type { Status } from '../status.ts'
+import type { Labels, Metric } from './metric.ts'
+
+/** A metric of the database: the same from whichever process it is asked for. */
+export interface StateMetric extends Metric {
+  kind: 'counter' | 'gauge'
+  /** Values by labels. */
+  read(status: Status): readonly (readonly [labels: Labels, value: number])[]
+}
+
+type Definition<T> = [kind: 'counter' | 'gauge', name: string, unit: string, help: string, value: (of: T) => number]
+
+type Counter = Status['counters'][number]
+type Queue = Status['queues'][number]
+type Consumer = Status['consumers'][number]
+
+const counters: Definition<Counter>[] = [
+  ['gauge', 'pending_events', '{event}', 'Events that have committed and are not applied yet.', (counter) => counter.pendingEvents],
+  ['gauge', 'lag', 's', 'Age of the oldest event that is pending or carried; 0 when there is none.', (counter) => counter.lagSeconds],
+  ['gauge', 'carried_keys', '{key}', 'Keys of which something waits for a locked row.', (counter) => counter.carriedKeys],
+  ['counter', 'events', '{event}', 'Events applied, by whichever worker.', (counter) => counter.events],
+  ['counter', 'batches', '{batch}', 'Batches applied, by whichever worker.', (counter) => counter.batches],
+  ['counter', 'dropped_events', '{event}', 'Events whose key had no row in the target.', (counter) => counter.droppedEvents],
+  ['gauge', 'failing', '', '1 while the counter cannot go on because of an error, which `pgtally status` shows.', (counter) => Number(counter.lastError !== null)],
+  ['gauge', 'problems', '{problem}', 'What keeps it from being exact or from going on, as `pgtally status` lists it.', (counter) => counter.problems.length],
+]
+
+const queues: Definition<Queue>[] = [
+  ['gauge', 'pending_events', '{event}', 'Events that the consumer that is furthest behind, counters included, has not finished.', (queue) => queue.pendingEvents],
+  ['gauge', 'oldest_event_age', 's', 'Age of the oldest of them; 0 when there is none.', (queue) => queue.lagSeconds],
+  ['gauge', 'rotation_period', 's', 'How long one of its three slots is written.', (queue) => queue.rotationPeriodSeconds],
+]
+
+const consumers: Definition<Consumer>[] = [
+  ['gauge', 'pending_events', '{event}', 'Events that the consumer has not finished.', (consumer) => consumer.pendingEvents],
+  ['gauge', 'lag', 's', 'Age of the oldest of them; 0 when there is none.', (consumer) => consumer.lagSeconds],
+  ['gauge', 'open_batches', '{batch}', 'Batches that were given and are not finished.', (consumer) => consumer.openBatches],
+  ['gauge', 'retrying_events', '{event}', 'Events that failed and will be given again.', (consumer) => consumer.retryingEvents],
+  ['gauge', 'dead_letters', '{event}', 'Events that were given up.', (consumer) => consumer.deadLetters],
+  ['gauge', 'paused', '', '1 while it is paused.', (consumer) => Number(consumer.pausedAt !== null)],
+  ['gauge', 'failing', '', '1 while it cannot go on because of an error, which `pgtally status` shows.', (consumer) => Number(consumer.lastError !== null)],
+]
+
+function of<T>(noun: string, labels: readonly string[], definitions: readonly Definition<T>[], all: (status: Status) => readonly T[], labelsOf: (one: T) => Labels): StateMetric[] {
+  return definitions.map(([kind, name, unit, help, value]) => ({
+    name: `pgtally.${noun}.${name}`,
+    kind,
+    unit,
+    help,
+    labels,
+    read: (status) => all(status).map((one) => [labelsOf(one), value(one)]),
+  }))
+}
+
+export const stateMetrics: readonly StateMetric[] = [
+  ...of('counter', ['counter'], counters, (status) => status.counters, ({ name }) => ({ counter: name })),
+  ...of('queue', ['queue'], queues, (status) => status.queues, ({ name }) => ({ queue: name })),
+  {
+    name: 'pgtally.queue.slot_size',
+    kind: 'gauge',
+    unit: 'By',
+    help: 'Size of each slot with its index.',
+    labels: ['queue', 'slot'],
+    read: ({ queues: all }) => all.flatMap(({ name, slotBytes }) => slotBytes.map((bytes, slot) => [{ queue: name, slot: String(slot) }, bytes] as const)),
+  },
+  ...of('consumer', ['queue', 'consumer'], consumers, (status) => status.consumers, ({ queue, name }) => ({ queue, consumer: name })),
+  {
+    name: 'pgtally.oldest_transaction_age',
+    kind: 'gauge',
+    unit: 's',
+    help: 'Age of the oldest open transaction that this role can see, prepared ones included; 0 when there is none.',
+    labels: [],
+    read: ({ oldestTransactionSeconds }) => [[{}, oldestTransactionSeconds ?? 0]],
+  },
+]
