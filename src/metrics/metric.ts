@@ -2,7 +2,7 @@
 export const durationBuckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60]
 
 export interface Metric {
-  /** As OpenTelemetry has it, such as `pgtally.counter.lag`. Prometheus's has the unit and the kind in it: see `prometheusName`. */
+  /** As OpenTelemetry has it, such as `pgtally.queue.pending_events`. Prometheus's has the unit and the kind in it: see `prometheusName`. */
   name: string
   kind: 'counter' | 'gauge' | 'histogram'
   /** In UCUM, as OpenTelemetry wants it: `s`, `By`, or what is counted in braces; empty for what is 0 or 1. */

@@ -41,9 +41,9 @@ const consumers: Definition<Consumer>[] = [
   ['gauge', 'failing', '', '1 while it cannot go on because of an error, which `pgtally status` shows.', (consumer) => Number(consumer.lastError !== null)],
 ]
 
-function of<T>(noun: string, labels: readonly string[], definitions: readonly Definition<T>[], all: (status: Status) => readonly T[], labelsOf: (one: T) => Labels): StateMetric[] {
+function of<T>(prefix: string, labels: readonly string[], definitions: readonly Definition<T>[], all: (status: Status) => readonly T[], labelsOf: (one: T) => Labels): StateMetric[] {
   return definitions.map(([kind, name, unit, help, value]) => ({
-    name: `pgtally.${noun}.${name}`,
+    name: `pgtally.${prefix}${name}`,
     kind,
     unit,
     help,
@@ -53,8 +53,9 @@ function of<T>(noun: string, labels: readonly string[], definitions: readonly De
 }
 
 export const stateMetrics: readonly StateMetric[] = [
-  ...of('counter', ['counter'], counters, (status) => status.counters, ({ name }) => ({ counter: name })),
-  ...of('queue', ['queue'], queues, (status) => status.queues, ({ name }) => ({ queue: name })),
+  // The word counter is left out: to Prometheus it means a type of metric.
+  ...of('', ['counter'], counters, (status) => status.counters, ({ name }) => ({ counter: name })),
+  ...of('queue.', ['queue'], queues, (status) => status.queues, ({ name }) => ({ queue: name })),
   {
     name: 'pgtally.queue.slot_size',
     kind: 'gauge',
@@ -63,7 +64,7 @@ export const stateMetrics: readonly StateMetric[] = [
     labels: ['queue', 'slot'],
     read: ({ queues: all }) => all.flatMap(({ name, slotBytes }) => slotBytes.map((bytes, slot) => [{ queue: name, slot: String(slot) }, bytes] as const)),
   },
-  ...of('consumer', ['queue', 'consumer'], consumers, (status) => status.consumers, ({ queue, name }) => ({ queue, consumer: name })),
+  ...of('consumer.', ['queue', 'consumer'], consumers, (status) => status.consumers, ({ queue, name }) => ({ queue, consumer: name })),
   {
     name: 'pgtally.oldest_transaction_age',
     kind: 'gauge',
