@@ -130,7 +130,7 @@ test('a schema that does not fit, a consumer that has ended, a worker that ends'
     const because = /^The consumer "lost" of the queue "nowhere" has ended: There is no queue "nowhere".*\.\n$/
     await waitFor(async () => because.test((await ask(other, '/readyz')).body), { what: 'nothing but the consumer' })
     expect(await ask(other, '/healthz')).toEqual({ status: 503, body: expect.stringMatching(because) })
-    expect((await scrape(other)).value('pgtally_consumer_up', { queue: 'nowhere', consumer: 'lost' })).toBe(0)
+    expect((await scrape(other)).value('pgtally_worker_consumer_up', { queue: 'nowhere', consumer: 'lost' })).toBe(0)
   }
   await worker.stop()
   expect(await ask(http, '/readyz')).toEqual({ status: 503, body: expect.stringContaining('The worker has ended.\n') })

@@ -1,9 +1,12 @@
 import { execFileSync, spawnSync } from 'node:child_process'
+import { readFileSync } from 'node:fs'
 
 import pg from 'pg'
 import { beforeAll, expect, test } from 'vitest'
 
 import { createTally, defineConsumer, type Tally } from '../src/index.ts'
+import { prometheusName } from '../src/metrics/metric.ts'
+import { processMetrics } from '../src/metrics/process.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
 import { createBlog, installed, like } from './support/fixtures.ts'
 import { scrape, served } from './support/scrape.ts'
@@ -16,6 +19,8 @@ beforeAll(async () => {
   tally = await installed(db)
   return db.drop
 })
+
+const docs = (path: string) => readFileSync(new URL(`../docs/${path}`, import.meta.url), 'utf8')
 
 /** Whether promtool is there to check with; Debian has it in the package prometheus. */
 const hasPromtool = spawnSync('promtool', ['--version']).status === 0
@@ -110,8 +115,8 @@ test('each figure is what is so', async (context) => {
   expect(metric('pgtally_worker_failed_rounds_total')).toBe(0)
   expect(metric('pgtally_worker_up')).toBe(1)
   expect(Math.abs((metric('pgtally_worker_last_round_timestamp_seconds') ?? 0) - Date.now() / 1000)).toBeLessThan(10)
-  for (const consumer of ['picky', 'failing']) expect(metric('pgtally_consumer_up', { queue: 'mail', consumer })).toBe(1)
-  expect(metric('pgtally_consumer_up', { queue: 'mail', consumer: 'left' })).toBeUndefined()
+  for (const consumer of ['picky', 'failing']) expect(metric('pgtally_worker_consumer_up', { queue: 'mail', consumer })).toBe(1)
+  expect(metric('pgtally_worker_consumer_up', { queue: 'mail', consumer: 'left' })).toBeUndefined()
   expect(metric('pgtally_database_up')).toBe(1)
   expect(metric('pgtally_pool_max_connections')).toBe(12)
   expect(metric('pgtally_pool_waiting')).toBe(0)
@@ -136,4 +141,25 @@ test('each figure is what is so', async (context) => {
 
   if (!hasPromtool) context.skip('the rest needs promtool: apt-get install prometheus')
   execFileSync('promtool', ['check', 'metrics'], { input: text })
+})
+
+test('the documents name what there is, and nothing else', async () => {
+  await createBlog(db, tally)
+  await tally.createQueue('letters')
+  await using running = new AsyncDisposableStack()
+  const worker = running.use(tally.worker())
+  const consumer = running.use(tally.consumer({ queue: 'letters', name: 'reader', handler: async () => {} }))
+  const http = running.use(await served(tally, [worker, consumer]))
+  await waitFor(async () => (await scrape(http)).value('pgtally_consumer_lag_seconds', { queue: 'letters', consumer: 'reader' }) !== undefined, { what: 'the consumer' })
+  const { families } = await scrape(http)
+  // Nothing may have happened of which there is a sample.
+  const labelsOf = new Map(processMetrics.map((metric) => [prometheusName(metric), metric.labels]))
+  const rows = families.map(({ name, type, labels, help }) => `| \`${name}\` | ${type} | ${(labelsOf.get(name) ?? labels).join(', ')} | ${help} |`)
+  expect(docs('monitoring.md').split('\n').filter((line) => line.startsWith('| `pgtally_'))).toEqual(rows)
+
+  const names = new Set(families.flatMap(({ name, type }) => (type === 'histogram' ? ['_bucket', '_sum', '_count'].map((suffix) => name + suffix) : [name])))
+  const dashboard = JSON.parse(docs('grafana/pgtally.json')) as { panels: { targets?: { expr: string }[] }[] }
+  const expressions = dashboard.panels.flatMap(({ targets = [] }) => targets.map(({ expr }) => expr))
+  const used = [...expressions, docs('prometheus/alerts.yml'), JSON.stringify(dashboard)].flatMap((text) => text.match(/\bpgtally_\w+/g) ?? [])
+  expect([...new Set(used)].filter((name) => !names.has(name))).toEqual([])
 })

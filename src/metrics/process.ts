@@ -10,7 +10,7 @@ export interface Recorder {
 const metric = (kind: 'counter' | 'histogram', name: string, unit: string, help: string, labels: readonly string[]): Metric => ({ name: `pgtally.worker.${name}`, kind, unit, help, labels })
 
 const rounds = metric('counter', 'rounds', '{round}', 'Looks of this process at what is due.', [])
-const failedRounds = metric('counter', 'failed_rounds', '{round}', 'Those of them that failed, usually for want of the database.', [])
+const failedRounds = metric('counter', 'failed_rounds', '{round}', 'Looks of this process at what is due that failed, usually for want of the database.', [])
 const appliedEvents = metric('counter', 'applied_events', '{event}', 'Events that this process has applied.', ['counter'])
 const applyDuration = metric('histogram', 'apply_duration', 's', 'Time that a batch took this process, from before its transaction to after the commit.', ['counter'])
 const applyErrors = metric('counter', 'apply_errors', '{error}', 'Attempts of this process that failed because of the counter.', ['counter'])

@@ -85,15 +85,15 @@ export class PrometheusMetrics {
       [{ state: 'used' }, pool.totalCount - pool.idleCount],
       [{ state: 'idle' }, pool.idleCount],
     ])
-    this.#gauge('pool_max_connections', 'How many it may have.', [], () => [[{}, pool.options.max]])
+    this.#gauge('pool_max_connections', 'How many connections the pool of this process may have.', [], () => [[{}, pool.options.max]])
     this.#gauge('pool_waiting', 'How many wait in this process for a connection of the pool.', [], () => [[{}, pool.waitingCount]])
-    this.#gauge('consumer_up', '1 while the consumer runs in this process, 0 when it has ended there.', ['queue', 'consumer'], () =>
+    this.#gauge('worker_consumer_up', '1 while the consumer runs in this process, 0 when it has ended there.', ['queue', 'consumer'], () =>
       health.watched.flatMap((watched) => (watched.service instanceof Consumer ? [[watched.service.names, Number(health.works(watched))] as const] : [])),
     )
     // Without labels, a metric is always there: where no worker is, it would say that it is down.
     if (workers.length === 0) return
     this.#gauge('worker_up', '1 while the worker has looked what is due with success in the last 15 s.', [], () => [[{}, Number(workers.every((worker) => health.works(worker)))]])
-    this.#gauge('worker_last_round_timestamp_seconds', 'When it last did, in Unix time; 0 when it has not yet.', [], () => {
+    this.#gauge('worker_last_round_timestamp_seconds', 'When the worker last looked with success, in Unix time; 0 when it has not yet.', [], () => {
       const oldest = Math.min(...workers.map(({ succeededAt }) => succeededAt))
       return [[{}, oldest === Number.NEGATIVE_INFINITY ? 0 : (performance.timeOrigin + oldest) / 1000]]
     })

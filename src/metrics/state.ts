@@ -22,23 +22,23 @@ const counters: Definition<Counter>[] = [
   ['counter', 'batches', '{batch}', 'Batches applied, by whichever worker.', (counter) => counter.batches],
   ['counter', 'dropped_events', '{event}', 'Events whose key had no row in the target.', (counter) => counter.droppedEvents],
   ['gauge', 'failing', '', '1 while the counter cannot go on because of an error, which `pgtally status` shows.', (counter) => Number(counter.lastError !== null)],
-  ['gauge', 'problems', '{problem}', 'What keeps it from being exact or from going on, as `pgtally status` lists it.', (counter) => counter.problems.length],
+  ['gauge', 'problems', '{problem}', 'How many things keep the counter from being exact or from going on; `pgtally status` lists them.', (counter) => counter.problems.length],
 ]
 
 const queues: Definition<Queue>[] = [
   ['gauge', 'pending_events', '{event}', 'Events that the consumer that is furthest behind, counters included, has not finished.', (queue) => queue.pendingEvents],
-  ['gauge', 'oldest_event_age', 's', 'Age of the oldest of them; 0 when there is none.', (queue) => queue.lagSeconds],
-  ['gauge', 'rotation_period', 's', 'How long one of its three slots is written.', (queue) => queue.rotationPeriodSeconds],
+  ['gauge', 'oldest_event_age', 's', 'Age of the oldest event that one of its consumers, counters included, has not finished; 0 when there is none.', (queue) => queue.lagSeconds],
+  ['gauge', 'rotation_period', 's', 'How long each of the three slots of the queue is written.', (queue) => queue.rotationPeriodSeconds],
 ]
 
 const consumers: Definition<Consumer>[] = [
   ['gauge', 'pending_events', '{event}', 'Events that the consumer has not finished.', (consumer) => consumer.pendingEvents],
-  ['gauge', 'lag', 's', 'Age of the oldest of them; 0 when there is none.', (consumer) => consumer.lagSeconds],
-  ['gauge', 'open_batches', '{batch}', 'Batches that were given and are not finished.', (consumer) => consumer.openBatches],
-  ['gauge', 'retrying_events', '{event}', 'Events that failed and will be given again.', (consumer) => consumer.retryingEvents],
-  ['gauge', 'dead_letters', '{event}', 'Events that were given up.', (consumer) => consumer.deadLetters],
-  ['gauge', 'paused', '', '1 while it is paused.', (consumer) => Number(consumer.pausedAt !== null)],
-  ['gauge', 'failing', '', '1 while it cannot go on because of an error, which `pgtally status` shows.', (consumer) => Number(consumer.lastError !== null)],
+  ['gauge', 'lag', 's', 'Age of the oldest event that the consumer has not finished; 0 when there is none.', (consumer) => consumer.lagSeconds],
+  ['gauge', 'open_batches', '{batch}', 'Batches that the consumer was given and has not finished.', (consumer) => consumer.openBatches],
+  ['gauge', 'retrying_events', '{event}', 'Events that failed in the consumer and will be given again.', (consumer) => consumer.retryingEvents],
+  ['gauge', 'dead_letters', '{event}', 'Events that the consumer has given up.', (consumer) => consumer.deadLetters],
+  ['gauge', 'paused', '', '1 while the consumer is paused.', (consumer) => Number(consumer.pausedAt !== null)],
+  ['gauge', 'failing', '', '1 while the consumer cannot go on because of an error, which `pgtally status` shows.', (consumer) => Number(consumer.lastError !== null)],
 ]
 
 function of<T>(prefix: string, labels: readonly string[], definitions: readonly Definition<T>[], all: (status: Status) => readonly T[], labelsOf: (one: T) => Labels): StateMetric[] {
@@ -60,7 +60,7 @@ export const stateMetrics: readonly StateMetric[] = [
     name: 'pgtally.queue.slot_size',
     kind: 'gauge',
     unit: 'By',
-    help: 'Size of each slot with its index.',
+    help: 'Size of each slot of the queue, with its index.',
     labels: ['queue', 'slot'],
     read: ({ queues: all }) => all.flatMap(({ name, slotBytes }) => slotBytes.map((bytes, slot) => [{ queue: name, slot: String(slot) }, bytes] as const)),
   },

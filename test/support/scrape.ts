@@ -6,7 +6,7 @@ export function served(...[tally, services, options]: Parameters<typeof serveHtt
   return serveHttp(tally, services, { port: 0, ...options })
 }
 
-export interface Family {
+interface Family {
   name: string
   type: string
   help: string
@@ -14,7 +14,7 @@ export interface Family {
   labels: string[]
 }
 
-export interface Scrape {
+interface Scrape {
   text: string
   families: Family[]
   /** The value of a metric, or undefined where there is none with these labels. */
