@@ -9,6 +9,7 @@ import { CounterTask } from './counter-task.ts'
 import { dueCounters } from './due-counters.ts'
 import type { DueCounter } from './due-counters.ts'
 import { Horizon } from './horizon.ts'
+import { HotKeys } from './hot-keys.ts'
 import { Maintenance } from './maintenance.ts'
 import { observeState } from '../metrics/open-telemetry.ts'
 import { Reporter } from './reporter.ts'
@@ -65,6 +66,8 @@ export class Worker extends Service {
   readonly #options: z.infer<typeof optionsSchema>
   readonly #onApplied: OnApplied | undefined
   readonly #tasks = new Map<string, CounterTask>()
+  /** @internal */
+  readonly hotKeys = new HotKeys()
 
   /** @internal Use `tally.worker()`. */
   constructor(pool: Pool, schema: string, { signal, logger, onApplied, ...options }: WorkerOptions) {
@@ -144,7 +147,7 @@ export class Worker extends Service {
     let task = this.#tasks.get(name)
     if (task === undefined) {
       const reporter = this.#onApplied && new Reporter(this.#onApplied, this.logger)
-      task = new CounterTask(this.pool, this.#schema, name, maxBatchEvents, this.logger, this.stopping, { reporter, notify: this.#options.notify }, (activity) => this.tell(activity))
+      task = new CounterTask(this.pool, this.#schema, name, maxBatchEvents, this.logger, this.stopping, { reporter, notify: this.#options.notify, hotKeys: this.hotKeys }, (activity) => this.tell(activity))
       this.#tasks.set(name, task)
     }
     return task
