@@ -139,12 +139,26 @@ test('each figure is what is so', async (context) => {
   const later = await scrape(http)
   expect(later.value('pgtally_failing', { counter: broken.counter })).toBe(0)
 
+  // Drift, as an audit finds it; reconciled, there is none.
+  expect(later.value('pgtally_drifting_keys', { counter: sound.counter })).toBeUndefined()
+  await db.pool.query(`update ${sound.posts} set like_count = like_count + 1 where id in (1, 2)`)
+  const drifting = (keys: number) => waitFor(async () => (await scrape(http)).value('pgtally_drifting_keys', { counter: sound.counter }) === keys, { what: `${keys} drifting keys` })
+  await tally.counter(sound.counter).audit()
+  await drifting(2)
+  await tally.counter(sound.counter).reconcile()
+  await drifting(0)
+  await db.pool.query(`update ${sound.posts} set like_count = like_count + 1 where id = 1`)
+  await tally.counter(sound.counter).audit({ sample: 1000 })
+  await drifting(1)
+  const audited = (await scrape(http)).value('pgtally_last_audit_timestamp_seconds', { counter: sound.counter }) ?? 0
+  expect(Math.abs(audited - Date.now() / 1000)).toBeLessThan(60)
+
   if (!hasPromtool) context.skip('the rest needs promtool: apt-get install prometheus')
   execFileSync('promtool', ['check', 'metrics'], { input: text })
 })
 
 test('the documents name what there is, and nothing else', async () => {
-  await createBlog(db, tally)
+  await tally.counter((await createBlog(db, tally)).counter).audit()
   await tally.createQueue('letters')
   await using running = new AsyncDisposableStack()
   const worker = running.use(tally.worker())

@@ -8,7 +8,8 @@ export interface StateMetric extends Metric {
   read(status: Status): readonly (readonly [labels: Labels, value: number])[]
 }
 
-type Definition<T> = [kind: 'counter' | 'gauge', name: string, unit: string, help: string, value: (of: T) => number]
+/** Undefined where there is nothing to be said. */
+type Definition<T> = [kind: 'counter' | 'gauge', name: string, unit: string, help: string, value: (of: T) => number | undefined]
 
 type Counter = Status['counters'][number]
 type Queue = Status['queues'][number]
@@ -23,6 +24,8 @@ const counters: Definition<Counter>[] = [
   ['counter', 'dropped_events', '{event}', 'Events whose key had no row in the target.', (counter) => counter.droppedEvents],
   ['gauge', 'failing', '', '1 while the counter cannot go on because of an error, which `pgtally status` shows.', (counter) => Number(counter.lastError !== null)],
   ['gauge', 'problems', '{problem}', 'How many things keep the counter from being exact or from going on; `pgtally status` lists them.', (counter) => counter.problems.length],
+  ['gauge', 'drifting_keys', '{key}', 'Keys that the last audit of the counter has found to be wrong and that were not reconciled since; not there before the first audit.', driftingKeys],
+  ['gauge', 'last_audit_timestamp', 's', 'When all keys of the counter were last audited or reconciled, in Unix time; not there before the first time.', ({ lastAudit }) => (lastAudit === null ? undefined : Date.parse(lastAudit.at) / 1000)],
 ]
 
 const queues: Definition<Queue>[] = [
@@ -41,6 +44,13 @@ const consumers: Definition<Consumer>[] = [
   ['gauge', 'failing', '', '1 while the consumer cannot go on because of an error, which `pgtally status` shows.', (consumer) => Number(consumer.lastError !== null)],
 ]
 
+/** What the last audit of all keys has found, or a sample since then; a reconciliation leaves nothing that drifts. Undefined where there was neither. */
+function driftingKeys({ lastAudit, lastSample }: Counter): number | undefined {
+  const isSampleNewer = lastSample !== null && (lastAudit === null || Date.parse(lastSample.at) > Date.parse(lastAudit.at))
+  const audits = [lastAudit, isSampleNewer ? lastSample : null].filter((audit) => audit !== null)
+  return audits.length === 0 ? undefined : Math.max(...audits.map((audit) => (audit.corrected ? 0 : audit.driftingKeys)))
+}
+
 function of<T>(prefix: string, labels: readonly string[], definitions: readonly Definition<T>[], all: (status: Status) => readonly T[], labelsOf: (one: T) => Labels): StateMetric[] {
   return definitions.map(([kind, name, unit, help, value]) => ({
     name: `pgtally.${prefix}${name}`,
@@ -48,7 +58,11 @@ function of<T>(prefix: string, labels: readonly string[], definitions: readonly 
     unit,
     help,
     labels,
-    read: (status) => all(status).map((one) => [labelsOf(one), value(one)]),
+    read: (status) =>
+      all(status).flatMap((one) => {
+        const found = value(one)
+        return found === undefined ? [] : [[labelsOf(one), found] as const]
+      }),
   }))
 }
 
