@@ -63,6 +63,7 @@ test('a database that hangs: what is asked for comes all the same, from one conn
   await using http = await served(own, [])
   await waitFor(async () => (await scrape(http)).value('pgtally_database_up') === 1, { what: 'a scrape in time' })
   const holder = await db.connect()
+  await using _ = { [Symbol.asyncDispose]: async () => void (await holder.query('rollback')) }
   await holder.query('begin; lock table pgtally.batch in access exclusive mode')
   // The state of a moment ago would do for the first second.
   await waitFor(async () => (await scrape(http)).value('pgtally_database_up') === 0, { what: 'a scrape that is late' })
@@ -98,6 +99,8 @@ test('a loop that does not turn is dead, one that turns again is not; nor is one
   const holder = await db.connect()
   let clock = 0
   await using worker = own.worker({ idlePollIntervalMs: 20 })
+  // Also when this fails, before the worker is to stop.
+  await using _ = { [Symbol.asyncDispose]: async () => void (await holder.query('rollback')) }
   const health = new Health(pool, own.schema, [worker], () => clock)
   await waitFor(async () => (await health.whyNotReady()).length === 0, { what: 'readiness' })
   clock += 14_000
