@@ -1,14 +1,15 @@
 import type { Pool } from 'pg'
 
+import type { Activity, Observer } from './activity.ts'
+import { silent } from './logger.ts'
 import type { Logger } from './logger.ts'
+import { activityMeter } from './metrics/open-telemetry.ts'
 
 export interface ServiceOptions {
   /** Stops it, as `stop()` does. */
   signal?: AbortSignal | undefined
   logger?: Logger | undefined
 }
-
-const silent: Logger = { debug() {}, info() {}, warn() {} }
 
 /** Work that goes on in this process until it is stopped. It never closes the pool and installs no signal handlers. */
 export abstract class Service implements AsyncDisposable {
@@ -22,6 +23,7 @@ export abstract class Service implements AsyncDisposable {
   protected readonly pool: Pool
   protected readonly logger: Logger
   readonly #stopping = new AbortController()
+  readonly #observers: Observer[] = []
 
   constructor(pool: Pool, { signal, logger = silent }: ServiceOptions) {
     this.pool = pool
@@ -44,6 +46,20 @@ export abstract class Service implements AsyncDisposable {
     await this.stop()
   }
 
+  /** @internal From now on, for good. */
+  observe(observer: Observer): void {
+    this.#observers.push(observer)
+  }
+
+  /** @internal Whether it has been asked to end. */
+  get isStopping(): boolean {
+    return this.#stopping.signal.aborted
+  }
+
+  protected tell(activity: Activity): void {
+    for (const observer of this.#observers) observer(activity)
+  }
+
   protected get stopping(): AbortSignal {
     return this.#stopping.signal
   }
@@ -54,6 +70,8 @@ export abstract class Service implements AsyncDisposable {
     // An idle connection of the pool that dies reports it on the pool; unheard, that would end the process.
     const ignore = (error: Error) => this.logger.debug({ error: error.message }, 'an idle connection was lost')
     this.pool.on('error', ignore)
+    const meter = activityMeter()
+    if (meter !== undefined) this.observe(meter)
     try {
       await this.run()
     } finally {

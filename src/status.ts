@@ -1,6 +1,15 @@
-import type { Pool } from 'pg'
-
 import { query } from './executor.ts'
+import type { PgExecutor } from './executor.ts'
+
+/** What an audit or reconciliation has found. */
+export interface AuditStatus {
+  /** When it ended, in ISO 8601. */
+  at: string
+  checkedKeys: number
+  driftingKeys: number
+  /** It was a reconciliation: those keys drift no more. */
+  corrected: boolean
+}
 
 export interface CounterStatus {
   name: string
@@ -25,6 +34,10 @@ export interface CounterStatus {
   lastErrorAt: string | null
   /** What keeps it from being exact or from going on, each with the remedy; empty when all is well. */
   problems: string[]
+  /** The last audit or reconciliation of all keys; null where there was none, or none by a role that may keep what it finds. */
+  lastAudit: AuditStatus | null
+  /** The same of a sample. */
+  lastSample: AuditStatus | null
 }
 
 export interface QueueStatus {
@@ -39,6 +52,8 @@ export interface QueueStatus {
   currentSlot: number
   /** The size of each slot with its index, in bytes. */
   slotBytes: number[]
+  /** For each slot, the consumers that have not finished what is in it. Until they have, it is not emptied. */
+  slotWaitsFor: string[][]
 }
 
 /** A consumer that is not a counter. */
@@ -61,37 +76,65 @@ export interface ConsumerStatus {
   lastErrorAt: string | null
 }
 
+/** An event that a consumer was not able to handle, without its data. */
+export interface LatestDeadLetter {
+  /** For `queue.replay()` and `queue.purge()`. */
+  number: string
+  queue: string
+  consumer: string
+  key: string
+  attempts: number
+  /** ISO 8601 */
+  failedAt: string
+  reason: string
+}
+
 export interface Status {
+  /** When this was read, by the server's clock, in ISO 8601. */
+  readAt: string
+  database: string
+  serverVersion: string
   counters: CounterStatus[]
   queues: QueueStatus[]
   consumers: ConsumerStatus[]
+  /** The latest twenty of all consumers, those first. */
+  latestDeadLetters: LatestDeadLetter[]
   /** Age of the oldest transaction that this role can see, prepared ones included, in seconds; null when there is none. */
   oldestTransactionSeconds: number | null
 }
 
 const seconds = (interval: string) => `round(extract(epoch from ${interval})::numeric, 3)`
 
+const lastAudit = (complete: boolean) => `(select json_build_object('at', a.audited_at, 'checkedKeys', a.checked_keys, 'driftingKeys', a.drifting_keys,
+        'corrected', a.corrected) from audits a where a.counter = name and a.complete = ${complete})`
+
 /** Where every counter and queue stands. Counts what is pending, so a long backlog takes a moment. */
-export async function readStatus(pool: Pool, schema: string): Promise<Status> {
+export async function readStatus(executor: PgExecutor, schema: string): Promise<Status> {
   // As JSON text, which no type parser of the caller's changes.
   const [row] = await query<{ status: string }>(
-    pool,
-    `select json_build_object(
+    executor,
+    `with audits as materialized (select * from ${schema}.audit_status())
+    select json_build_object(
+      'readAt', clock_timestamp(), 'database', current_database(), 'serverVersion', current_setting('server_version'),
       'counters', (select coalesce(json_agg(json_build_object(
         'name', name, 'queue', queue, 'source', source, 'target', target,
         'pendingEvents', pending_events, 'lagSeconds', ${seconds('lag')}, 'carriedKeys', carried_keys,
         'events', events, 'batches', batches, 'droppedEvents', dropped_events,
-        'lastBatchAt', last_batch_at, 'lastError', last_error, 'lastErrorAt', last_error_at, 'problems', problems)), '[]')
+        'lastBatchAt', last_batch_at, 'lastError', last_error, 'lastErrorAt', last_error_at, 'problems', problems,
+        'lastAudit', ${lastAudit(true)}, 'lastSample', ${lastAudit(false)})), '[]')
         from ${schema}.counter_status()),
       'queues', (select coalesce(json_agg(json_build_object(
         'name', name, 'keyType', key_type, 'rotationPeriodSeconds', ${seconds('rotation_period')}, 'consumers', consumers,
         'pendingEvents', pending_events, 'lagSeconds', ${seconds('lag')},
-        'currentSlot', current_slot, 'slotBytes', slot_bytes)), '[]')
+        'currentSlot', current_slot, 'slotBytes', slot_bytes, 'slotWaitsFor', slot_waits_for)), '[]')
         from ${schema}.queue_status()),
       'consumers', (select coalesce(json_agg(json_build_object(
         'queue', queue, 'name', name, 'pendingEvents', pending_events, 'lagSeconds', ${seconds('lag')}, 'openBatches', open_batches, 'lastBatchAt', last_batch_at,
         'retryingEvents', retrying_events, 'deadLetters', dead_letters, 'pausedAt', paused_at, 'lastError', last_error, 'lastErrorAt', last_error_at)), '[]')
         from ${schema}.consumer_status()),
+      'latestDeadLetters', (select coalesce(json_agg(json_build_object(
+        'number', number::text, 'queue', queue, 'consumer', consumer, 'key', key, 'attempts', attempts, 'failedAt', failed_at, 'reason', reason)), '[]')
+        from ${schema}.latest_dead_letters()),
       'oldestTransactionSeconds', ${seconds(`clock_timestamp() - ${schema}.oldest_transaction()`)}
     )::text as status`,
   )

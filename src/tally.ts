@@ -62,6 +62,11 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
     this.counters = Object.fromEntries(this.#definitions.map(([name]) => [name, this.counter(name)])) as unknown as Tally<Keys>['counters']
   }
 
+  /** @internal */
+  get pool(): Pool {
+    return this.#pool
+  }
+
   /**
    * Installs pgtally's schema or brings it up to date, and creates the counters that were given to `createTally()`. To be
    * called whenever the application starts: what is there already is left alone, and any number may call it at once. A new counter's

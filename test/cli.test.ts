@@ -8,7 +8,7 @@ import { afterEach, beforeAll, describe, expect, test, vi } from 'vitest'
 import { withProgress } from '../src/cli/measurement.ts'
 import type { Tally } from '../src/index.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
-import { createBlog, installed, like, stored, value } from './support/fixtures.ts'
+import { createBlog, installed, like, outcome, stored, value } from './support/fixtures.ts'
 import { dedicatedServer } from './support/server.ts'
 
 const main = fileURLToPath(new URL('../src/cli/main.ts', import.meta.url))
@@ -85,6 +85,8 @@ describe('help and usage', () => {
       [['counter', 'create', 'x', '--key-type', 'date'], /date/],
       [['worker', '--concurrency', '0'], /--concurrency.*1 or more/],
       [['worker', '--poll-interval', 'soon'], /--poll-interval/],
+      ...['', 'web', '80.5', '0x50', '1e3', '65536', '-1'].map((port): [string[], RegExp] => [['worker', `--http=${port}`], /--http.*from 0 to 65535/]),
+      [['worker', '--http-host', '::1'], /--http PORT/],
       [['drain', '--timeout', '-1'], /--timeout/],
       [['audit', '--key', '1'], /--key.*one counter/],
       [['audit', '--against', 'like_count'], /--against.*one counter/],
@@ -412,6 +414,27 @@ describe('worker', () => {
     expect(await worker.ended).toMatchObject({ code: 1, stderr: '', stdout: expect.stringContaining('consumer stopped') })
     expect(await start(['worker', '--module', main.replace('main.ts', 'command.ts')]).ended).toMatchObject({ code: 2, stderr: expect.stringContaining('export default [defineConsumer') })
     expect(await start(['worker', '--module', './nothing.ts']).ended).toMatchObject({ code: 1, stderr: expect.stringContaining('nothing.ts') })
+  })
+
+  test('serves metrics and health, with a token, until it ends', async () => {
+    const blog = await createBlog(db, tally)
+    await like(db.pool, blog, 1)
+    const worker = start(['worker', '--http', '0'], { DATABASE_URL: db.connectionString, PGTALLY_HTTP_TOKEN: 's3cret' })
+    await worker.said('HTTP server listens')
+    const url = /"url":"(http:\/\/127\.0\.0\.1:\d+)"/.exec(worker.output.stdout)?.[1] ?? ''
+    const ask = (path: string, token?: string) => fetch(`${url}${path}`, token === undefined ? {} : { headers: { authorization: `Bearer ${token}` } })
+    await waitFor(async () => (await ask('/readyz')).status === 200, { what: 'readiness' })
+    expect((await ask('/healthz')).status).toBe(200)
+    expect((await ask('/metrics')).status).toBe(401)
+    expect((await ask('/metrics', 'secret')).status).toBe(401)
+    await waitFor(async () => (await (await ask('/metrics', 's3cret')).text()).includes(`pgtally_worker_applied_events_total{counter="${blog.counter}"} 1\n`), { what: 'the event' })
+    const taken = await start(['worker', '--http', new URL(url).port, '--log-level', 'silent']).ended
+    expect(taken).toEqual({ code: 1, stdout: '', stderr: expect.stringMatching(/^error: .*127\.0\.0\.1 port \d+: the port is taken.*\n$/) })
+    expect(await start(['worker', '--http', '0', '--http-host', 'nowhere.invalid', '--log-level', 'silent']).ended).toEqual({ code: 2, stdout: '', stderr: expect.stringMatching(/^error: .*nowhere\.invalid.*\n$/) })
+    expect(await start(['worker', '--http', '0', '--http-token', 'two words', '--log-level', 'silent']).ended).toEqual({ code: 2, stdout: '', stderr: expect.stringMatching(/^error: .*token.*\n$/) })
+    worker.child.kill('SIGTERM')
+    expect(await worker.ended).toMatchObject({ ...succeeded, stdout: expect.not.stringContaining('s3cret') })
+    expect(await outcome(ask('/healthz'))).toBeInstanceOf(Error)
   })
 
   test('ends with code 1 where pgtally is not installed', async () => {

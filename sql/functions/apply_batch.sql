@@ -1,4 +1,4 @@
--- apply_batch(counter_name, max_events, max_keys, report, notify): adds the counter's next batch to its target and finishes it.
+-- apply_batch(counter_name, max_events, max_keys, report, notify, max_hot_keys): adds the counter's next batch to its target and finishes it.
 --
 -- All in the caller's transaction, so each event counts exactly once, however often this is tried, by however many
 -- workers. Never waits: for another worker (busy is then true and nothing was done), nor for a row of the target (its
@@ -16,12 +16,16 @@
 -- report: say what was changed: changes is an array of [key, new stored count], both as text, and NULL where there is nothing to say. version: its number, greater than
 -- that of whatever was told of this counter before (counter_version). notify: send the version to whoever listens (notify_applied), if anything was changed.
 --
+-- hot_keys: the max_hot_keys keys of which the batch had the most events, those first: an array of [key, events, delta], key and delta as text; NULL where none are wanted.
+--
 -- Errors: TL001 when there is no such counter; TL004, TL005, TL006 as next_boundary(); TL008 as add_deltas(); whatever the
 -- target's constraints raise. After an error nothing has changed and the batch is still to come. A cut boundary may take
 -- a delete before its insert: if a constraint on the target objects to that, max_events NULL is the way through.
 create or replace function pgtally.apply_batch(
     counter_name text, max_events integer default 1000000, max_keys integer default 10000, report boolean default false, notify boolean default false,
-    out busy boolean, out events bigint, out keys integer, out carried integer, out packed integer, out cut boolean, out locked_ms double precision, out version bigint, out changes json
+    max_hot_keys integer default 0,
+    out busy boolean, out events bigint, out keys integer, out carried integer, out packed integer, out cut boolean, out locked_ms double precision, out version bigint, out changes json,
+    out hot_keys json
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set work_mem = '64MB' as $$
 declare
     counter constant pgtally.counter := pgtally.lock_counter(counter_name);
@@ -59,11 +63,15 @@ begin
             group by pack
             returning cardinality(keys) as keys
         )
-        select s.events, cardinality(s.keys), s.packed_keys + a.carried, s.packed_keys, a.dropped_events, a.locked_ms, a.changed, a.changes
+        select s.events, cardinality(s.keys), s.packed_keys + a.carried, s.packed_keys, a.dropped_events, a.locked_ms, a.changed, a.changes, %s
         from (select *, (select coalesce(sum(p.keys), 0) from packed p) as packed_keys from sums where keys is not null offset 0) s,
             pgtally.add_deltas($1, s.keys[:$2], s.deltas[:$2], s.key_events[:$2], $3) a',
-        pgtally.events_query(consumer.queue_id, position.end_boundary, boundary), counter.counter_id)
-    into events, keys, carried, packed, dropped, locked_ms, changed, changes using counter, keys_at_once, report;
+        pgtally.events_query(consumer.queue_id, position.end_boundary, boundary), counter.counter_id,
+        case when max_hot_keys > 0
+            then '(select json_agg(json_build_array(h.key::text, h.events, h.delta::text)) from (
+                select * from unnest(s.keys, s.key_events, s.deltas) u(key, events, delta) order by u.events desc limit $4) h)'
+            else 'null::json' end)
+    into events, keys, carried, packed, dropped, locked_ms, changed, changes, hot_keys using counter, keys_at_once, report, max_hot_keys;
 
     if events is not null then
         insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events)

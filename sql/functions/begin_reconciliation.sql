@@ -12,7 +12,7 @@ begin
     perform pgtally.require_source_rows(counter, true);
     if restart then
         -- Under a new number, so that whoever is at the old one ends.
-        update pgtally.reconciliation r set reconciliation_id = default, after_key = null, began_at = clock_timestamp()
+        update pgtally.reconciliation r set reconciliation_id = default, after_key = null, checked_keys = 0, drifting_keys = 0, began_at = clock_timestamp()
         where r.counter_id = counter.counter_id;
     end if;
     insert into pgtally.reconciliation (counter_id, reason) values (counter.counter_id, 'requested')

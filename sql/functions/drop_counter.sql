@@ -17,6 +17,7 @@ begin
     perform pgtally.lock_consumer(queue.name, counter_name);
     delete from pgtally.counter k where k.counter_id = counter.counter_id;
     delete from pgtally.reconciliation r where r.counter_id = counter.counter_id;
+    delete from pgtally.last_audit a where a.counter_id = counter.counter_id;
     delete from pgtally.batch b where b.consumer_id = counter.counter_id;
     delete from pgtally.consumer c where c.consumer_id = counter.counter_id;
     execute format('drop table pgtally.carry_%1$s, pgtally.packed_%1$s cascade', counter.counter_id);

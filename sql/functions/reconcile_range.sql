@@ -4,7 +4,7 @@
 -- number of processes may call it at once. Writers and workers go on meanwhile.
 --
 -- last_key: how far it is now; NULL when it has ended, be it by this call or another. checked_keys, drifting_keys, drifting: see
--- measure(); each of the drifting keys was corrected.
+-- measure(); each of the drifting keys was corrected. Where it has ended, audit_status() says what it has found in all.
 --
 -- Errors: as audit_range().
 create or replace function pgtally.reconcile_range(
@@ -13,7 +13,7 @@ create or replace function pgtally.reconcile_range(
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     counter pgtally.counter;
-    after_key text;
+    reconciliation pgtally.reconciliation;
 begin
     checked_keys := 0;
     drifting_keys := 0;
@@ -25,16 +25,23 @@ begin
     end if;
     counter := pgtally.lock_corrections(counter.name);
     -- As it is now that the lock is ours.
-    select r.after_key into after_key from pgtally.reconciliation r where r.reconciliation_id = reconcile_range.reconciliation_id;
+    select * into reconciliation from pgtally.reconciliation r where r.reconciliation_id = reconcile_range.reconciliation_id;
     if not found then
         return;
     end if;
     select m.* into last_key, checked_keys, drifting_keys, drifting
-    from pgtally.measure(counter, null, after_key, max_keys, null, true) m;
+    from pgtally.measure(counter, null, reconciliation.after_key, max_keys, null, true) m;
     if last_key is null then
         delete from pgtally.reconciliation r where r.reconciliation_id = reconcile_range.reconciliation_id;
+        -- What a backfill finds is no drift.
+        if reconciliation.reason <> 'backfill' then
+            perform pgtally.record_audit(counter.name, true, reconciliation.checked_keys + reconcile_range.checked_keys,
+                reconciliation.drifting_keys + reconcile_range.drifting_keys, true);
+        end if;
     else
-        update pgtally.reconciliation r set after_key = reconcile_range.last_key where r.reconciliation_id = reconcile_range.reconciliation_id;
+        update pgtally.reconciliation r
+        set after_key = reconcile_range.last_key, checked_keys = r.checked_keys + reconcile_range.checked_keys, drifting_keys = r.drifting_keys + reconcile_range.drifting_keys
+        where r.reconciliation_id = reconcile_range.reconciliation_id;
     end if;
 end
 $$;

@@ -139,7 +139,24 @@ create table pgtally.reconciliation (
     reason text not null check (reason in ('backfill', 'partitions', 'requested')),
     -- All keys up to this one are right; NULL before the first.
     after_key text,
+    -- Up to there, for last_audit.
+    checked_keys bigint not null default 0,
+    drifting_keys bigint not null default 0,
     began_at timestamptz not null default clock_timestamp()
+);
+
+-- What the last comparison of a counter with its source has found: of all keys, and of a sample.
+create table pgtally.last_audit (
+    -- No foreign key: its check would wait for whoever is correcting (lock_corrections), and an audit waits for nobody.
+    counter_id integer not null,
+    complete boolean not null,
+    -- When it ended.
+    audited_at timestamptz not null default clock_timestamp(),
+    checked_keys bigint not null,
+    drifting_keys bigint not null,
+    -- It was a reconciliation: these keys drift no more.
+    corrected boolean not null,
+    primary key (counter_id, complete)
 );
 
 -- Which thresholds a counter's keys have reached, each once for ever. A key's rows are written by whoever has locked its row of the target, so that

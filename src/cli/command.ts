@@ -56,11 +56,13 @@ export function printJson(value: unknown): void {
   printLine(JSON.stringify(value, null, 2))
 }
 
-/** Parses an option's value as a whole number of at least `smallest`. */
-export function wholeNumber(smallest: number): (text: string) => number {
+/** Parses an option's value as a whole number of at least `smallest`, and of `largest` at most. */
+export function wholeNumber(smallest: number, largest = Number.MAX_SAFE_INTEGER): (text: string) => number {
   return (text) => {
     const number = Number(text)
-    if (!Number.isSafeInteger(number) || number < smallest) throw new InvalidArgumentError(`It must be a whole number, ${smallest} or more.`)
+    if (!/^-?\d+$/.test(text) || number < smallest || number > largest) {
+      throw new InvalidArgumentError(`It must be a whole number, ${largest === Number.MAX_SAFE_INTEGER ? `${smallest} or more` : `from ${smallest} to ${largest}`}.`)
+    }
     return number
   }
 }

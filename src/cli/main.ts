@@ -1,6 +1,4 @@
 #!/usr/bin/env node
-import { readFileSync } from 'node:fs'
-
 import { Command, CommanderError } from 'commander'
 
 import { describeError } from '../errors.ts'
@@ -16,8 +14,7 @@ import { reconcileCommand } from './reconcile.ts'
 import { statusCommand } from './status.ts'
 import { uninstallCommand } from './uninstall.ts'
 import { workerCommand } from './worker.ts'
-
-const { version } = JSON.parse(readFileSync(new URL('../../package.json', import.meta.url), 'utf8')) as { version: string }
+import { version } from '../version.ts'
 
 const program = new Command('pgtally')
   .description('Exact, fast counters on plain PostgreSQL.')

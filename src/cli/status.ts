@@ -1,6 +1,6 @@
 import type { Command } from 'commander'
 
-import type { Status } from '../status.ts'
+import type { AuditStatus, CounterStatus, Status } from '../status.ts'
 import { databaseCommand, printJson, printLine, withConnection } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
 import { formatTable } from '../table.ts'
@@ -25,11 +25,17 @@ const number = (value: number) => value.toLocaleString('en-US')
 const seconds = (value: number | null) => (value === null ? '-' : `${value.toLocaleString('en-US', { maximumFractionDigits: 1 })} s`)
 const mebibytes = (bytes: number) => `${(bytes / 2 ** 20).toFixed(1)} MB`
 
+function describeAudits({ lastAudit, lastSample }: CounterStatus): string {
+  const describeOne = ({ at, checkedKeys, driftingKeys, corrected }: AuditStatus, keys: string) =>
+    `${at.slice(0, 16).replace('T', ' ')}: ${number(driftingKeys)} of ${number(checkedKeys)} ${keys} ${corrected ? 'corrected' : 'drifting'}`
+  return [...(lastAudit ? [describeOne(lastAudit, 'keys')] : []), ...(lastSample ? [describeOne(lastSample, 'sampled keys')] : [])].join('; ') || '-'
+}
+
 function describe({ counters, queues, consumers, oldestTransactionSeconds }: Status): string {
   if (counters.length + queues.length === 0) return 'There are no counters yet. Create one with `pgtally counter create`.'
   return [
     formatTable(
-      ['counter', 'target', 'pending', 'lag', 'carried', 'events', 'batches', 'dropped'],
+      ['counter', 'target', 'pending', 'lag', 'carried', 'events', 'batches', 'dropped', 'last audit'],
       counters.map((counter) => [
         counter.name,
         counter.target,
@@ -39,6 +45,7 @@ function describe({ counters, queues, consumers, oldestTransactionSeconds }: Sta
         number(counter.events),
         number(counter.batches),
         number(counter.droppedEvents),
+        describeAudits(counter),
       ]),
       [2, 3, 4, 5, 6, 7],
     ),

@@ -4,7 +4,8 @@ import { Option } from 'commander'
 import type { Command } from 'commander'
 import { pino } from 'pino'
 
-import { describeError } from '../errors.ts'
+import { PgtallyError, describeError } from '../errors.ts'
+import type { HttpServer } from '../http.ts'
 import type { AnyConsumerDefinition, ConsumerDefinition } from '../queue/definition.ts'
 import { createTally } from '../tally.ts'
 import { workerDefaults } from '../worker/worker.ts'
@@ -13,6 +14,8 @@ import type { ConnectionOptions } from './command.ts'
 import { loadModule } from './worker-module.ts'
 
 const sameCtrlCMs = 200
+/** One to ask whether the database is there, one to ask where it stands, which may take a while. */
+const httpConnections = 2
 
 interface WorkerCommandOptions extends ConnectionOptions {
   pollInterval: number
@@ -22,6 +25,9 @@ interface WorkerCommandOptions extends ConnectionOptions {
   module?: string
   notify?: true
   logLevel: string
+  http?: number
+  httpHost?: string
+  httpToken?: string
 }
 
 export function workerCommand(): Command {
@@ -33,11 +39,15 @@ export function workerCommand(): Command {
     .option('--max-batch-events <n>', 'where a batch is cut', wholeNumber(1), workerDefaults.maxBatchEvents)
     .option('--module <file>', 'also run the consumers that this module exports, and tell its onApplied')
     .option('--notify', 'NOTIFY on the channel that is named like the schema when stored counts have changed, once for each commit')
+    .option('--http <port>', 'serve /metrics, /healthz and /readyz on this port', wholeNumber(0, 65_535))
+    .option('--http-host <host>', 'the name or address to listen on (default: 127.0.0.1, this machine only)')
+    .addOption(new Option('--http-token <token>', 'ask for this token, except at /healthz and /readyz').env('PGTALLY_HTTP_TOKEN'))
     .addOption(new Option('--log-level <level>', 'how much to log, as JSON lines').choices(['debug', 'info', 'warn', 'silent']).default('info'))
     .action(runWorker)
 }
 
 async function runWorker(options: WorkerCommandOptions): Promise<void> {
+  if (options.httpHost !== undefined && options.http === undefined) throw new PgtallyError('INVALID_ARGUMENT', '--http-host says where --http PORT listens. Give that, too.')
   const { pollInterval: pollIntervalMs, idlePollInterval: idlePollIntervalMs, concurrency, maxBatchEvents, notify = false } = options
   const logger = pino({ level: options.logLevel, base: { pid: process.pid }, timestamp: pino.stdTimeFunctions.isoTime })
   const pool = createPool(options.databaseUrl, poolSize(concurrency))
@@ -45,7 +55,7 @@ async function runWorker(options: WorkerCommandOptions): Promise<void> {
   try {
     const { consumers = [], onApplied } = options.module === undefined ? {} : await loadModule(options.module, { tally, pool, logger })
     // The pool had to be there before the module could say what it needs.
-    pool.options.max = poolSize(concurrency, consumers)
+    pool.options.max = poolSize(concurrency, consumers) + (options.http === undefined ? 0 : httpConnections)
     const worker = tally.worker({ pollIntervalMs, idlePollIntervalMs, concurrency, maxBatchEvents, notify, onApplied, logger })
     const running = consumers.map((definition) => ({ definition, consumer: tally.consumer(definition as ConsumerDefinition, { logger }) }))
     // One that cannot go on does not stop the others.
@@ -71,8 +81,22 @@ async function runWorker(options: WorkerCommandOptions): Promise<void> {
       stop()
     }
     process.on('SIGTERM', onSignal).on('SIGINT', onSignal)
-    await worker.done.finally(stop)
-    await Promise.all(ended)
+    const { http: port, httpHost: host, httpToken: token } = options
+    const services = [worker, ...running.map(({ consumer }) => consumer)]
+    let server: HttpServer | undefined
+    try {
+      if (port !== undefined) {
+        // Not loaded where nobody needs it.
+        const { serveHttp } = await import('../http.ts')
+        server = await serveHttp(tally, services, { port, host, token, logger })
+      }
+      await worker.done
+    } finally {
+      stop()
+      await Promise.allSettled([worker.done, ...ended])
+      // Last, so that it says until the end what is still in hand.
+      await server?.close()
+    }
   } finally {
     await pool.end()
   }

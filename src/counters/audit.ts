@@ -1,6 +1,6 @@
 import type { Pool } from 'pg'
 
-import { PgtallyError } from '../errors.ts'
+import { PgtallyError, isDatabaseError } from '../errors.ts'
 import { query } from '../executor.ts'
 import { callMeasuring, measureRanges, measurementOf } from './measure.ts'
 import type { MeasureOptions, Measurement } from './measure.ts'
@@ -27,11 +27,25 @@ export async function audit(place: CounterPlace, keys: readonly string[] | undef
   const chosen = sample === undefined ? keys : await sampleKeys(place, sample)
   if (chosen !== undefined) {
     const range = await callMeasuring(pool, `${schema}.audit_keys($1::text, $2::text[], $3::name)`, [name, chosen, against])
-    return measurementOf(name, range)
+    const measurement = measurementOf(name, range)
+    if (sample !== undefined && against === undefined) await recordAudit(place, measurement, 'of a sample')
+    return measurement
   }
-  return measureRanges(name, await estimatedKeys(place), { ...options, gently: true }, (after, maxKeys) =>
+  const measurement = await measureRanges(name, await estimatedKeys(place), { ...options, gently: true }, (after, maxKeys) =>
     callMeasuring(pool, `${schema}.audit_range($1::text, $2::text, $3::int4, $4::name)`, [name, after, maxKeys, against]),
   )
+  if (against === undefined) await recordAudit(place, measurement, 'complete')
+  return measurement
+}
+
+/** For `status()`. Whoever may only read has audited all the same. */
+async function recordAudit({ pool, schema, name }: CounterPlace, { checkedKeys, driftingKeys }: Measurement, extent: 'complete' | 'of a sample'): Promise<void> {
+  try {
+    await query(pool, `select ${schema}.record_audit($1::text, $2::bool, $3::int8, $4::int8)::text`, [name, extent === 'complete', checkedKeys, driftingKeys])
+  } catch (error) {
+    const mayNot = isDatabaseError(error) && error.code === '42501'
+    if (!mayNot) throw error
+  }
 }
 
 async function sampleKeys({ pool, schema, name }: CounterPlace, sample: number): Promise<string[]> {

@@ -5,6 +5,7 @@ import type { Pool } from 'pg'
 import { PgtallyError } from '../errors.ts'
 import { query } from '../executor.ts'
 import type { Executor, Row } from '../executor.ts'
+import { traced } from '../open-telemetry.ts'
 import type { ExportedBatch } from '../queue/batch.ts'
 import { audit } from './audit.ts'
 import type { AuditOptions } from './audit.ts'
@@ -270,7 +271,11 @@ export class Counter<K extends Key = Key> {
    * ```
    */
   async audit({ keys, ...options }: AuditOptions<K> = {}): Promise<Measurement> {
-    return audit(this.#place, keys?.map((key) => this.#keyText(key)), options)
+    return traced({ name: `audit ${this.name}`, attributes: { 'pgtally.counter': this.name } }, async (say) => {
+      const measurement = await audit(this.#place, keys?.map((key) => this.#keyText(key)), options)
+      say({ 'pgtally.audit.checked_keys': measurement.checkedKeys, 'pgtally.audit.drifting_keys': measurement.driftingKeys })
+      return measurement
+    })
   }
 
   /**

@@ -91,8 +91,13 @@ export async function uninstall(pool: Pool, schema: string): Promise<boolean> {
  * @throws PgtallyError NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD
  */
 export async function requireInstalled(pool: Pool, schema: string): Promise<void> {
+  await inTransaction(pool, (client) => checkInstalled(client, schema))
+}
+
+/** As `requireInstalled`, in the caller's transaction. */
+export async function checkInstalled(client: PoolClient, schema: string): Promise<void> {
   const { length: expected } = await readdir(new URL('migrations/', sqlRoot))
-  const installed = await inTransaction(pool, (client) => installedVersion(client, schema))
+  const installed = await installedVersion(client, schema)
   if (installed === undefined) {
     throw new PgtallyError('NOT_INSTALLED', `pgtally is not installed in the schema "${schema}" of this database. Run \`pgtally install\`, or name the right schema.`)
   }

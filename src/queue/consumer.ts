@@ -6,6 +6,7 @@ import { PgtallyError, describeError, isDatabaseError } from '../errors.ts'
 import { query } from '../executor.ts'
 import type { Executor } from '../executor.ts'
 import { requireInstalled } from '../install/install.ts'
+import { traced } from '../open-telemetry.ts'
 import { inTransaction } from '../transaction.ts'
 import { Service } from '../service.ts'
 import type { ServiceOptions } from '../service.ts'
@@ -49,7 +50,8 @@ export class Consumer extends Service {
     this.#definition = definition
   }
 
-  get #names(): { queue: string; consumer: string } {
+  /** @internal */
+  get names(): { queue: string; consumer: string } {
     return { queue: this.#definition.queue, consumer: this.#definition.name }
   }
 
@@ -67,7 +69,7 @@ export class Consumer extends Service {
       await Promise.allSettled(lanes)
       await Promise.all(lanes)
     } finally {
-      this.logger.info(this.#names, 'consumer stopped')
+      this.logger.info(this.names, 'consumer stopped')
     }
   }
 
@@ -77,11 +79,11 @@ export class Consumer extends Service {
       try {
         await requireInstalled(this.pool, this.#schema)
         await inTransaction(this.pool, (client) => query(client, `select ${this.#schema}.register_consumer($1::text, $2::text)`, [queue, name]))
-        this.logger.info(this.#names, 'consumer started')
+        this.logger.info(this.names, 'consumer started')
         return
       } catch (error) {
         if (this.#isFatal(error)) throw error
-        this.logger.warn({ ...this.#names, error: describeError(error), retryInMs: delayMs }, 'the consumer cannot start')
+        this.logger.warn({ ...this.names, error: describeError(error), retryInMs: delayMs }, 'the consumer cannot start')
         await sleep(delayMs, undefined, { signal: this.stopping }).catch(() => {})
       }
     }
@@ -116,13 +118,18 @@ export class Consumer extends Service {
     if (row?.due !== 'true') return false
     const { batch_id: id, claim, cut, token } = await this.#claim()
     if (id === null) return false
+    const startedAt = performance.now()
     try {
-      await (mode === 'transactional' ? this.#handleInTransaction(id, claim, token) : this.#handleAtLeastOnce(id, claim, token))
+      const attributes = { 'messaging.system': 'pgtally', 'messaging.operation.type': 'process', 'messaging.operation.name': 'process', 'messaging.destination.name': queue, 'messaging.consumer.group.name': name }
+      await traced({ name: `process ${queue}`, isRoot: true, isBatch: true, attributes: { ...attributes, 'pgtally.batch.id': id, 'pgtally.batch.attempt': claim } }, () =>
+        mode === 'transactional' ? this.#handleInTransaction(id, claim, token) : this.#handleAtLeastOnce(id, claim, token),
+      )
     } catch (error) {
       await this.#giveBack(id, claim, error)
       return false
     }
-    this.logger.debug({ ...this.#names, batch: id, attempt: claim }, 'batch finished')
+    this.logger.debug({ ...this.names, batch: id, attempt: claim }, 'batch finished')
+    this.tell({ kind: 'handle', ...this.names, ms: performance.now() - startedAt })
     await this.#recover()
     return cut
   }
@@ -163,7 +170,7 @@ export class Consumer extends Service {
     const renewing = setInterval(() => {
       this.#call(this.pool, `renew_claim($1::int8, $2::int4, ${milliseconds('$3')})`, id, claim, leaseMs).catch((error: unknown) => {
         if (error instanceof PgtallyError && error.code === 'BATCH_LOST') lost.abort(error)
-        else this.logger.warn({ ...this.#names, batch: id, error: describeError(error) }, 'the claim could not be renewed')
+        else this.logger.warn({ ...this.names, batch: id, error: describeError(error) }, 'the claim could not be renewed')
       })
     }, leaseMs / 3)
     try {
@@ -252,14 +259,14 @@ export class Consumer extends Service {
     } catch (releaseError) {
       // Then it does not matter what else went wrong with it.
       if (this.#isLost(id, releaseError)) return
-      this.logger.debug({ ...this.#names, batch: id, error: describeError(releaseError) }, 'the batch could not be given back')
+      this.logger.debug({ ...this.names, batch: id, error: describeError(releaseError) }, 'the batch could not be given back')
     }
     await this.#report(error, { batch: id, retryInMs })
   }
 
   #isLost(id: string, error: unknown): boolean {
     const lost = error instanceof PgtallyError && error.code === 'BATCH_LOST'
-    if (lost) this.logger.warn({ ...this.#names, batch: id, error: error.message }, 'the batch was taken over by another process')
+    if (lost) this.logger.warn({ ...this.names, batch: id, error: error.message }, 'the batch was taken over by another process')
     return lost
   }
 
@@ -269,8 +276,9 @@ export class Consumer extends Service {
 
   /** Says so when it is something new, and keeps it for `status()`. */
   async #report(error: unknown, details: object = {}): Promise<void> {
+    this.tell({ kind: 'handle failed', ...this.names })
     const message = describeError(error)
-    if (message !== this.#lastError) this.logger.warn({ ...this.#names, ...details, error: message }, 'the consumer cannot go on, its events wait')
+    if (message !== this.#lastError) this.logger.warn({ ...this.names, ...details, error: message }, 'the consumer cannot go on, its events wait')
     this.#lastError = message
     await this.#record(message)
   }
@@ -279,7 +287,7 @@ export class Consumer extends Service {
     const lastError = this.#lastError
     if (lastError === undefined) return
     this.#lastError = undefined
-    if (lastError !== null) this.logger.info(this.#names, 'the consumer goes on')
+    if (lastError !== null) this.logger.info(this.names, 'the consumer goes on')
     await this.#record(null)
   }
 
@@ -288,7 +296,7 @@ export class Consumer extends Service {
     try {
       await query(this.pool, `select ${this.#schema}.record_consumer_error($1::text, $2::text, $3::text)`, [queue, name, message])
     } catch (error) {
-      this.logger.debug({ ...this.#names, error: describeError(error) }, 'the error could not be recorded')
+      this.logger.debug({ ...this.names, error: describeError(error) }, 'the error could not be recorded')
     }
   }
 

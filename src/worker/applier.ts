@@ -3,6 +3,7 @@ import type { Pool, PoolClient } from 'pg'
 import { isDatabaseError, isTransient } from '../errors.ts'
 import { query } from '../executor.ts'
 import { inTransaction } from '../transaction.ts'
+import type { BatchHotKey, HotKeys } from './hot-keys.ts'
 import type { AppliedChanges, Reporter } from './reporter.ts'
 
 export interface BatchResult {
@@ -15,12 +16,14 @@ export interface BatchResult {
   packed: number | null
   /** There is more. */
   cut: boolean
+  hot_keys: BatchHotKey[] | null
 }
 
 /** Who is told what a transaction has changed; by default nobody, which costs nothing. */
 export interface Telling {
   reporter?: Reporter | undefined
   notify?: boolean
+  hotKeys?: HotKeys | undefined
 }
 
 interface Told {
@@ -50,19 +53,26 @@ export class Applier {
   readonly #name: string
   readonly #reporter: Reporter | undefined
   readonly #notify: boolean
+  readonly #hotKeys: HotKeys | undefined
   #maxKeys = firstKeys
 
-  constructor(pool: Pool, schema: string, name: string, { reporter, notify = false }: Telling = {}) {
+  constructor(pool: Pool, schema: string, name: string, { reporter, notify = false, hotKeys }: Telling = {}) {
     this.#pool = pool
     this.#schema = schema
     this.#name = name
     this.#reporter = reporter
     this.#notify = notify
+    this.#hotKeys = hotKeys
   }
 
   /** Takes the next batch, of `maxEvents` at most, and adds it: as many keys together with it as may be locked at once, the others afterwards. */
   async applyBatch(maxEvents: number | null): Promise<BatchResult> {
-    const result = await this.#apply<BatchResult & Locked>('apply_batch($1::text, max_events => $4::int4, max_keys => $5::int4, report => $2, notify => $3)', [maxEvents, this.#maxKeys])
+    const result = await this.#apply<BatchResult & Locked>('apply_batch($1::text, max_events => $4::int4, max_keys => $5::int4, report => $2, notify => $3, max_hot_keys => $6::int4)', [
+      maxEvents,
+      this.#maxKeys,
+      this.#hotKeys?.perBatch ?? 0,
+    ])
+    if (result.hot_keys !== null) this.#hotKeys?.add(this.#name, result.hot_keys)
     if (result.packed !== null && result.packed > 0) await this.#applyPacked()
     return result
   }

@@ -1,11 +1,13 @@
 import type { Pool } from 'pg'
 
+import type { Observer } from '../activity.ts'
 import { describeError, isConnectionError, isDatabaseError } from '../errors.ts'
 import { query } from '../executor.ts'
 import { Applier } from './applier.ts'
 import type { BatchResult, Telling } from './applier.ts'
 import type { DueCounter } from './due-counters.ts'
 import type { Logger } from '../logger.ts'
+import { traced } from '../open-telemetry.ts'
 
 const carriedIntervalMs = 250
 const waitIntervalMs = 1000
@@ -24,6 +26,7 @@ export class CounterTask {
   readonly #maxBatchEvents: number
   readonly #logger: Logger
   readonly #signal: AbortSignal
+  readonly #tell: Observer
 
   #running: Promise<void> | undefined
   #waiting: Promise<void> | undefined
@@ -37,7 +40,7 @@ export class CounterTask {
   /** When it was last started, for taking turns. */
   startedAt = 0
 
-  constructor(pool: Pool, schema: string, name: string, maxBatchEvents: number, logger: Logger, signal: AbortSignal, telling: Telling) {
+  constructor(pool: Pool, schema: string, name: string, maxBatchEvents: number, logger: Logger, signal: AbortSignal, telling: Telling, tell: Observer) {
     this.#pool = pool
     this.#schema = schema
     this.#name = name
@@ -46,6 +49,7 @@ export class CounterTask {
     this.#maxEvents = maxBatchEvents
     this.#logger = logger
     this.#signal = signal
+    this.#tell = tell
   }
 
   get running(): boolean {
@@ -95,16 +99,28 @@ export class CounterTask {
     let applied = false
     do {
       const startedAt = now()
-      result = await this.#applier.applyBatch(this.#uncut ? null : this.#maxEvents)
+      result = await this.#applyBatch(this.#uncut ? null : this.#maxEvents)
       this.#uncut = false
       this.#maxEvents = Math.min(this.#maxEvents * 2, this.#maxBatchEvents)
       if (result.events !== null) {
         applied = true
         const { events, keys, carried } = result
-        this.#logger.debug({ counter: this.#name, events, keys, carried, ms: Math.round(now() - startedAt) }, 'batch applied')
+        const ms = now() - startedAt
+        this.#logger.debug({ counter: this.#name, events, keys, carried, ms: Math.round(ms) }, 'batch applied')
+        this.#tell({ kind: 'apply', counter: this.#name, events, ms })
       }
     } while (result.cut && !this.#signal.aborted)
     return applied
+  }
+
+  async #applyBatch(maxEvents: number | null): Promise<BatchResult> {
+    const attributes = { 'messaging.system': 'pgtally', 'messaging.operation.type': 'process', 'messaging.operation.name': 'apply', 'messaging.consumer.group.name': this.#name }
+    return traced({ name: `apply ${this.#name}`, isRoot: true, isBatch: true, attributes }, async (say) => {
+      const result = await this.#applier.applyBatch(maxEvents)
+      const { events, keys, carried, busy } = result
+      say({ 'messaging.batch.message_count': events ?? 0, 'pgtally.batch.keys': keys ?? 0, 'pgtally.batch.carried_keys': carried ?? 0, 'pgtally.busy': busy })
+      return result
+    })
   }
 
   /** Beside the batches, which go on meanwhile; it holds nothing but its place in line. */
@@ -129,6 +145,7 @@ export class CounterTask {
     this.#retryAt = now() + Math.min(shortestRetryMs * 2 ** (this.#failures - 1), longestRetryMs)
     // The worker's own look at the database will say so, once for all counters.
     if (isConnectionError(error)) return
+    this.#tell({ kind: 'apply failed', counter: this.#name })
     const state = isDatabaseError(error) ? error.code : undefined
     // A statement timeout: try with less.
     if (state === '57014') {

@@ -1,9 +1,11 @@
 import type { Pool } from 'pg'
 
+import type { Observer } from '../activity.ts'
 import { describeError, isConnectionError } from '../errors.ts'
 import { query } from '../executor.ts'
 import { inTransaction } from '../transaction.ts'
 import type { Logger } from '../logger.ts'
+import { traced } from '../open-telemetry.ts'
 
 const shortestIntervalMs = 250
 const longestIntervalMs = 15_000
@@ -15,12 +17,14 @@ export class Maintenance {
   readonly #pool: Pool
   readonly #schema: string
   readonly #logger: Logger
+  readonly #tell: Observer
   #nextAt = 0
 
-  constructor(pool: Pool, schema: string, logger: Logger) {
+  constructor(pool: Pool, schema: string, logger: Logger, tell: Observer) {
     this.#pool = pool
     this.#schema = schema
     this.#logger = logger
+    this.#tell = tell
   }
 
   /** Each queue in a transaction of its own: what is wrong with one does not concern the others. */
@@ -41,11 +45,17 @@ export class Maintenance {
 
   async #tryOn(queue: string, work: 'rotate' | 'sync_triggers', done: string): Promise<void> {
     try {
-      const [row] = await inTransaction(this.#pool, async (client) => {
-        await client.query(`set local lock_timeout = ${lockTimeoutMs}`)
-        return query<{ count: string }>(client, `select ${this.#schema}.${work}($1::text)::text as count`, [queue])
+      const count = await traced({ name: `${work} ${queue}`, isRoot: true, attributes: { 'messaging.system': 'pgtally', 'messaging.destination.name': queue } }, async (say) => {
+        const [row] = await inTransaction(this.#pool, async (client) => {
+          await client.query(`set local lock_timeout = ${lockTimeoutMs}`)
+          return query<{ count: string }>(client, `select ${this.#schema}.${work}($1::text)::text as count`, [queue])
+        })
+        say({ 'pgtally.count': Number(row?.count) })
+        return Number(row?.count)
       })
-      if (Number(row?.count) > 0) this.#logger.debug({ queue, count: Number(row?.count) }, done)
+      if (!(count > 0)) return
+      this.#logger.debug({ queue, count }, done)
+      if (work === 'rotate') this.#tell({ kind: 'empty slots', queue, slots: count })
     } catch (error) {
       if (isConnectionError(error)) throw error
       this.#logger.warn({ queue, error: describeError(error) }, `${work}() failed, it will be tried again`)

@@ -9,7 +9,9 @@ import { CounterTask } from './counter-task.ts'
 import { dueCounters } from './due-counters.ts'
 import type { DueCounter } from './due-counters.ts'
 import { Horizon } from './horizon.ts'
+import { HotKeys } from './hot-keys.ts'
 import { Maintenance } from './maintenance.ts'
+import { observeState } from '../metrics/open-telemetry.ts'
 import { Reporter } from './reporter.ts'
 import type { OnApplied } from './reporter.ts'
 import { Service } from '../service.ts'
@@ -64,6 +66,8 @@ export class Worker extends Service {
   readonly #options: z.infer<typeof optionsSchema>
   readonly #onApplied: OnApplied | undefined
   readonly #tasks = new Map<string, CounterTask>()
+  /** @internal */
+  readonly hotKeys = new HotKeys()
 
   /** @internal Use `tally.worker()`. */
   constructor(pool: Pool, schema: string, { signal, logger, onApplied, ...options }: WorkerOptions) {
@@ -76,9 +80,11 @@ export class Worker extends Service {
   }
 
   protected override async run(): Promise<void> {
+    const endObserving = observeState(this.pool, this.#schema)
     try {
       await this.#loop()
     } finally {
+      endObserving()
       await Promise.all([...this.#tasks.values()].map((task) => task.idle()))
       this.logger.info({}, 'worker stopped')
     }
@@ -87,7 +93,7 @@ export class Worker extends Service {
   async #loop(): Promise<void> {
     const { pollIntervalMs, idlePollIntervalMs } = this.#options
     const signal = this.stopping
-    const maintenance = new Maintenance(this.pool, this.#schema, this.logger)
+    const maintenance = new Maintenance(this.pool, this.#schema, this.logger, (activity) => this.tell(activity))
     const horizon = new Horizon(this.pool)
     let delayMs = pollIntervalMs
     let reconnectDelayMs = 0
@@ -105,6 +111,7 @@ export class Worker extends Service {
         seen = due.length === 0 ? snapshot : undefined
         delayMs = this.#start(due) ? Math.max(pollIntervalMs, await horizon.restMs()) : Math.min(delayMs * 2, idlePollIntervalMs)
         await maintenance.runIfDue()
+        this.tell({ kind: 'look', error: undefined, nextInMs: delayMs })
       } catch (error) {
         // Whatever it is (a lost connection, an upgrade under way), the next round begins by looking what is installed.
         if (this.pool.ending || isFatal(error, started)) throw error
@@ -112,6 +119,7 @@ export class Worker extends Service {
         reconnectDelayMs = Math.min(Math.max(reconnectDelayMs * 2, 100), longestReconnectDelayMs)
         delayMs = reconnectDelayMs
         this.logger.warn({ error: describeError(error), retryInMs: delayMs }, 'no connection to the database')
+        this.tell({ kind: 'look', error, nextInMs: delayMs })
       }
       await sleep(delayMs, undefined, { signal }).catch(() => {})
     }
@@ -139,7 +147,7 @@ export class Worker extends Service {
     let task = this.#tasks.get(name)
     if (task === undefined) {
       const reporter = this.#onApplied && new Reporter(this.#onApplied, this.logger)
-      task = new CounterTask(this.pool, this.#schema, name, maxBatchEvents, this.logger, this.stopping, { reporter, notify: this.#options.notify })
+      task = new CounterTask(this.pool, this.#schema, name, maxBatchEvents, this.logger, this.stopping, { reporter, notify: this.#options.notify, hotKeys: this.hotKeys }, (activity) => this.tell(activity))
       this.#tasks.set(name, task)
     }
     return task

@@ -58,14 +58,14 @@ try {
   await step('import', async () => {
     await writeFile(
       path.join(project, 'import.js'),
-      `import { createTally } from 'pgtally'\nimport { createRedisCache } from 'pgtally/redis'\nconsole.log(typeof createTally, typeof createRedisCache)\n`,
+      `import { createTally } from 'pgtally'\nimport { serveHttp } from 'pgtally/http'\nimport { createRedisCache } from 'pgtally/redis'\nconsole.log(typeof createTally, typeof serveHttp, typeof createRedisCache)\n`,
     )
-    expectMatch(await inProject('node', 'import.js'), /^function function$/m)
+    expectMatch(await inProject('node', 'import.js'), /^function function function$/m)
   })
   await step('types', async () => {
     await writeFile(
       path.join(project, 'types.ts'),
-      `import { createTally } from 'pgtally'\nimport { createRedisCache } from 'pgtally/redis'\nexport const create: ((...args: never[]) => unknown)[] = [createTally, createRedisCache]\n`,
+      `import { createTally } from 'pgtally'\nimport { serveHttp } from 'pgtally/http'\nimport { createRedisCache } from 'pgtally/redis'\nexport const all: ((...args: never[]) => unknown)[] = [createTally, serveHttp, createRedisCache]\n`,
     )
     const options = ['--noEmit', '--strict', '--skipLibCheck', 'false', '--module', 'nodenext', '--target', 'es2024']
     await inProject(path.join(repositoryBin, 'tsc'), ...options, 'types.ts')
