@@ -79,7 +79,7 @@ async function wrongCounts(site: Site): Promise<string[]> {
   return driftingKeys === 0 ? [] : [`${driftingKeys} keys drift, ${JSON.stringify(drifts[0])} among them`]
 }
 
-async function consumed(site: Site, signal: AbortSignal): Promise<void> {
+async function waitForConsumer(site: Site, signal: AbortSignal): Promise<void> {
   while ((await site.tally.status()).consumers.some(({ pendingEvents }) => pendingEvents > 0)) await sleep(100, undefined, { signal })
 }
 
@@ -142,7 +142,7 @@ async function soak({ minutes, rate, faultEvery, json, chart }: Options, signal:
     const seconds = sampler.elapsedSeconds
     stopping.abort()
     await Promise.all([injecting, load.end()])
-    await consumed(site, signal)
+    await waitForConsumer(site, signal)
     await Promise.all(workers.map((worker) => worker.end('SIGTERM')))
     wrong.push(...(await wrongAtTheEnd(site)))
 
