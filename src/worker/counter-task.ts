@@ -130,8 +130,9 @@ export class CounterTask {
     // The worker's own look at the database will say so, once for all counters.
     if (isConnectionError(error)) return
     const state = isDatabaseError(error) ? error.code : undefined
-    // A statement timeout: try with less.
-    if (state === '57014') {
+    // statement_timeout or transaction_timeout: try with less. One transaction's events cannot be divided, and may take longer all the same.
+    if (state === '57014' || state === '25P04') {
+      if (this.#maxEvents <= smallestBatch) this.#applier.takeTime()
       this.#maxEvents = Math.max(Math.ceil(this.#maxEvents / 8), smallestBatch)
       this.#applier.takeLess()
     }

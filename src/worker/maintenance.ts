@@ -44,7 +44,7 @@ export class Maintenance {
       const [row] = await inTransaction(this.#pool, async (client) => {
         await client.query(`set local lock_timeout = ${lockTimeoutMs}`)
         return query<{ count: string }>(client, `select ${this.#schema}.${work}($1::text)::text as count`, [queue])
-      })
+      }, { readWrite: true })
       if (Number(row?.count) > 0) this.#logger.debug({ queue, count: Number(row?.count) }, done)
     } catch (error) {
       if (isConnectionError(error)) throw error
