@@ -4,6 +4,7 @@ export type PgtallyErrorCode =
   | 'SCHEMA_TOO_NEW'
   | 'SCHEMA_TOO_OLD'
   | 'SERVER_TOO_OLD'
+  | 'READ_ONLY'
   | 'PERMISSION_DENIED'
   | 'INVALID_ARGUMENT'
   | 'INVALID_DEFINITION'
@@ -60,6 +61,9 @@ const definitionStates: Readonly<Record<string, readonly [PgtallyErrorCode, reme
   '55P03': ['LOCK_TIMEOUT', 'Other transactions hold the table; try again when they have ended.'],
 }
 
+/** A server in recovery refuses what it refuses in a read-only transaction, and mostly in the same words. */
+const readOnlyRemedy = 'On a standby nothing can be written: connect to the primary. If this is the primary, look for default_transaction_read_only of the role and the database.'
+
 interface DatabaseError extends Error {
   /** SQLSTATE */
   code: string
@@ -73,10 +77,18 @@ export function isDatabaseError(error: unknown): error is DatabaseError {
   return error instanceof Error && 'severity' in error && 'code' in error && typeof error.code === 'string'
 }
 
-/** Whether the server, not the statement, is the trouble, so that the same will work once it is reachable again. */
+/** Whether the server or the session, not the statement, is the trouble, so that the same will work once there is a connection again. */
 export function isConnectionError(error: unknown): boolean {
-  if (isDatabaseError(error)) return /^(08|53300|57P0)/.test(error.code)
+  if (isDatabaseError(error)) return /^(08|53300|57P0|25P03)/.test(error.code)
   return error instanceof Error && !(error instanceof PgtallyError)
+}
+
+/**
+ * Whether the server, or the session, takes no writes. A connection that was made to a primary, which is a standby now, is to be closed then: the next one may lead
+ * elsewhere.
+ */
+export function isReadOnly(error: unknown): boolean {
+  return error instanceof PgtallyError ? error.code === 'READ_ONLY' : isDatabaseError(error) && error.code === '25006'
 }
 
 /**
@@ -101,6 +113,7 @@ export function translateError(error: unknown): unknown {
   if (error.code === '3F000') {
     return new PgtallyError('NOT_INSTALLED', `pgtally is not installed here: ${error.message}. Run \`pgtally install\`, or name the right schema.`, { cause: error })
   }
+  if (error.code === '25006') return new PgtallyError('READ_ONLY', `${error.message}. ${readOnlyRemedy}`, { cause: error })
   return error
 }
 

@@ -42,7 +42,10 @@ export interface TallyOptions<Keys extends Record<string, Key>> {
   schema?: string
 }
 
-/** pgtally in one database; made by `createTally()`. */
+/**
+ * pgtally in one database; made by `createTally()`. Where its pool leads to a hot standby, counts, status and audits can be read; what writes throws READ_ONLY, and a worker waits
+ * until the server is promoted or its address leads to a primary.
+ */
 export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
   readonly schema: string
   /** The counters that were given to `createTally()`, by name. */

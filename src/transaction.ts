@@ -2,7 +2,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 
 import type { Client, Pool, PoolClient } from 'pg'
 
-import { isDatabaseError } from './errors.ts'
+import { isDatabaseError, isReadOnly } from './errors.ts'
 
 export interface TransactionOptions {
   /**
@@ -11,6 +11,8 @@ export interface TransactionOptions {
    * is otherwise: for what another server shall rely on.
    */
   asynchronousCommit?: boolean
+  /** Write, whatever `default_transaction_read_only` is set to. */
+  readWrite?: boolean
   /** When it is aborted, the connection is closed at once, whatever it waits for. */
   signal?: AbortSignal | undefined
 }
@@ -22,21 +24,23 @@ export interface TransactionOptions {
 export async function inTransaction<T>(
   pool: Pool,
   work: (client: PoolClient) => Promise<T>,
-  { asynchronousCommit, signal }: TransactionOptions = {},
+  { asynchronousCommit, readWrite = false, signal }: TransactionOptions = {},
 ): Promise<T> {
   const client = await connect(pool)
   let broken: boolean | Error = false
+  let begun = false
   // A server that has gone silent would not even answer a ROLLBACK.
   const close = () => void (client as unknown as Client).end().catch(() => {})
   signal?.addEventListener('abort', close, { once: true })
   try {
     const commitMode = asynchronousCommit === undefined ? '' : `; SET LOCAL synchronous_commit = ${asynchronousCommit ? 'off' : 'on'}`
-    await client.query(`BEGIN ISOLATION LEVEL READ COMMITTED${commitMode}`)
+    await client.query(`BEGIN ISOLATION LEVEL READ COMMITTED${readWrite ? ', READ WRITE' : ''}${commitMode}`)
+    begun = true
     const result = await work(client)
     await client.query('COMMIT')
     return result
   } catch (error) {
-    if (signal?.aborted) broken = true
+    if (signal?.aborted || !begun || isReadOnly(error)) broken = true
     else {
       await client.query('ROLLBACK').catch((rollbackError: Error) => {
         broken = rollbackError

@@ -4,11 +4,12 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import pg from 'pg'
 import { beforeAll, describe, expect, test } from 'vitest'
 
-import type { Logger, Tally } from '../src/index.ts'
+import type { Tally } from '../src/index.ts'
 import { createTally } from '../src/index.ts'
 import { Random } from './chaos/random.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
 import { column, createBlog, installed, like, statusOf, stored, value, violations, type Blog } from './support/fixtures.ts'
+import { recorder, said } from './support/recorder.ts'
 import { beside, expectExact, seed, startCommand, storm } from './support/storm.ts'
 import { dedicatedServer } from './support/server.ts'
 
@@ -23,14 +24,6 @@ beforeAll(async () => {
 
 const clean = { driftingKeys: 0, drifts: [] }
 
-/** Collects what a worker says. */
-function recorder(): Logger & { messages: string[] } {
-  const messages: string[] = []
-  const note = (details: object, message: string) => messages.push(`${message} ${JSON.stringify(details)}`)
-  return { messages, debug() {}, info: note, warn: note }
-}
-
-const said = (logger: { messages: string[] }, what: string) => waitFor(async () => logger.messages.some((message) => message.includes(what)), { what: `"${what}"` })
 const counted = (own: TestDatabase, blog: Blog, counts: Record<string, number>) =>
   waitFor(async () => JSON.stringify(await stored(own.pool, blog)) === JSON.stringify(counts), { what: `${blog.counter}: ${JSON.stringify(counts)}` })
 

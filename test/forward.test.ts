@@ -445,7 +445,7 @@ describe('a target that does not do', () => {
   })
 
   test.each<[string, RegExp, (stream: Stream) => string, (stream: Stream) => string]>([
-    ['is read-only', /read-only.*forward to the primary/, () => `alter role forwarder set default_transaction_read_only = on`, () => `alter role forwarder reset default_transaction_read_only`],
+    ['is read-only', /read-only.*connect to the primary/, () => `alter role forwarder set default_transaction_read_only = on`, () => `alter role forwarder reset default_transaction_read_only`],
     ['is of another version', /another version of pgtally.*pgtally install/, () => 'alter function pgtally.receive_batch rename to receive_batch_before', () => 'alter function pgtally.receive_batch_before rename to receive_batch'],
     ['gives no right', /USAGE on the schema and EXECUTE on receive_batch/, () => 'revoke execute on function pgtally.receive_batch from forwarder', () => 'grant execute on function pgtally.receive_batch to forwarder'],
   ])('%s: it goes on by itself when that is mended', async (_, error, breakIt, mendIt) => {

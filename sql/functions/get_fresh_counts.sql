@@ -36,8 +36,8 @@ begin
         pgtally.events_query(consumer.queue_id, (pgtally.consumer_position(counter.counter_id)).end_boundary, null),
         case counter.on_missing when 'drop' then 'having count(stored) > 0' else '' end)
     using keys;
-    -- Not before: now the slots are locked. No rotation period is shorter than a second.
-    if clock_timestamp() - transaction_timestamp() > interval '0.9 seconds' then
+    -- Not before: now the slots are locked. No rotation period is shorter than a second; but a standby may go through a period in no time.
+    if pg_is_in_recovery() or clock_timestamp() - transaction_timestamp() > interval '0.9 seconds' then
         perform pgtally.require_young_snapshot(consumer.queue_id);
     end if;
 end

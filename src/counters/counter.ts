@@ -139,7 +139,7 @@ export class Counter<K extends Key = Key> {
    * With `fresh`, the exact count: all that is committed, and what the caller's own transaction has written, if that is given as `executor`.
    *
    * @throws PgtallyError UNSAFE_COUNT when it is beyond 2^53 - 1 and `bigint` was not asked for; NOT_FOUND; for fresh counts also OTHER_CLUSTER (after a
-   * restore), ISOLATION (in a REPEATABLE READ transaction that was more than a minute old when it first read a fresh count); errors of the server unwrapped
+   * restore), ISOLATION (in a REPEATABLE READ transaction that was more than a minute old when it first read a fresh count; on a standby that catches up, in a transaction of any age); errors of the server unwrapped
    *
    * @example
    * ```ts
@@ -157,11 +157,13 @@ export class Counter<K extends Key = Key> {
     const { executor = this.#pool, fresh = false, bigint = false }: ReadOptions = options ?? {}
     const texts = keys.map((key) => this.#keyText(key))
     const parts = fresh ? (['stored', 'carried', 'pending'] as const) : (['count'] as const)
-    const rows = await query<Row & { key: string }>(
-      executor,
-      `select key, ${parts.map((part) => `${part}::text as ${part}`).join(', ')} from ${this.#schema}.${fresh ? 'get_fresh_counts' : 'get_counts'}($1::text, $2::text[])`,
-      [this.name, texts],
-    )
+    const text = `select key, ${parts.map((part) => `${part}::text as ${part}`).join(', ')} from ${this.#schema}.${fresh ? 'get_fresh_counts' : 'get_counts'}($1::text, $2::text[])`
+    const read = () => query<Row & { key: string }>(executor, text, [this.name, texts])
+    const rows = await read().catch((error: unknown) => {
+      // A standby that was just emptying a slot: the next snapshot is after that.
+      if (executor === this.#pool && error instanceof PgtallyError && error.code === 'ISOLATION') return read()
+      throw error
+    })
     const found = new Map(rows.map((row) => [row.key, row]))
     const counts = new Map<K, unknown>()
     for (const [index, key] of keys.entries()) {
@@ -224,10 +226,10 @@ export class Counter<K extends Key = Key> {
 
   /**
    * Resolves when the stored count includes all that a transaction has written. Workers have to run for that. (A crash of the server may take
-   * the last batches back; they are applied again.)
+   * the last batches back; they are applied again.) On a hot standby it is the stored count there, which is a moment behind the primary's.
    *
    * @param token from `add()`, or from `tally.transactionToken()` inside the transaction
-   * @throws PgtallyError TIMEOUT, INVALID_ARGUMENT (no token), NOT_FOUND, OTHER_CLUSTER; the signal's reason
+   * @throws PgtallyError TIMEOUT, INVALID_ARGUMENT (no token), NOT_FOUND, OTHER_CLUSTER, ISOLATION (on a standby where the default is not READ COMMITTED); the signal's reason
    *
    * @example
    * ```ts

@@ -15,7 +15,6 @@ export interface ReceiveOptions {
 const remedies: Readonly<Record<string, string>> = {
   '22003': "The queue's keys do not fit the counter's type. Forward to a counter with a wider keyType.",
   '22P02': "The queue's keys do not fit the counter's type. Forward to a counter whose keyType is that of the queue, or text.",
-  '25006': 'The server is read-only. If it is a standby, forward to the primary.',
   '42501': 'The role there needs USAGE on the schema and EXECUTE on receive_batch().',
   '42883': 'The schema there is of another version of pgtally. Run `pgtally install` there, with the version that forwards.',
   INVALID_EVENT: 'Forward to a counter without a source, with a queue of its own.',

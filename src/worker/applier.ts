@@ -45,6 +45,8 @@ const leastKeys = keysPerPack
 const firstKeys = 10_000
 const mostKeys = 100_000
 const attempts = 10
+// The second is new in PostgreSQL 17.
+const unhurried = `select set_config(name, '0', true) from pg_settings where name in ('statement_timeout', 'transaction_timeout')`
 
 /** The transactions that change a counter's target; each locks so many rows as the last ones let expect to take `longestLockMs`. */
 export class Applier {
@@ -55,6 +57,7 @@ export class Applier {
   readonly #notify: boolean
   readonly #hotKeys: HotKeys | undefined
   #maxKeys = firstKeys
+  #isUnhurried = false
 
   constructor(pool: Pool, schema: string, name: string, { reporter, notify = false, hotKeys }: Telling = {}) {
     this.#pool = pool
@@ -92,9 +95,14 @@ export class Applier {
     await this.#transaction('wait_for_carried($1::text, report => $2, notify => $3)', [])
   }
 
-  /** After a statement timeout: try with less. */
+  /** After a timeout: try with less. */
   takeLess(): void {
     this.#maxKeys = Math.max(Math.round(this.#maxKeys / 8 / keysPerPack) * keysPerPack, leastKeys)
+  }
+
+  /** Where less did not do: the next transaction that gets through may take as long as it takes, whatever timeouts the role has. */
+  takeTime(): void {
+    this.#isUnhurried = true
   }
 
   async #applyPacked(): Promise<void> {
@@ -128,6 +136,7 @@ export class Applier {
     for (let attempt = 1; ; attempt++) {
       let endTurn: ReturnType<Reporter['takeTurn']> | undefined
       const work = async (client: PoolClient) => {
+        if (this.#isUnhurried) await query(client, unhurried)
         const all = [this.#name, this.#reporter !== undefined, this.#notify, ...values]
         // As JSON text, which no type parser of the caller's changes.
         const [row] = await query<{ result: string }>(client, `select row_to_json(r)::text as result from ${this.#schema}.${call} r`, all)
@@ -136,7 +145,8 @@ export class Applier {
         return result
       }
       try {
-        const result = await inTransaction(this.#pool, work, { asynchronousCommit: !isTold })
+        const result = await inTransaction(this.#pool, work, { asynchronousCommit: !isTold, readWrite: true })
+        this.#isUnhurried = false
         await endTurn?.(this.#changes(result))
         return result
       } catch (error) {

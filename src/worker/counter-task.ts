@@ -147,8 +147,9 @@ export class CounterTask {
     if (isConnectionError(error)) return
     this.#tell({ kind: 'apply failed', counter: this.#name })
     const state = isDatabaseError(error) ? error.code : undefined
-    // A statement timeout: try with less.
-    if (state === '57014') {
+    // statement_timeout or transaction_timeout: try with less. One transaction's events cannot be divided, and may take longer all the same.
+    if (state === '57014' || state === '25P04') {
+      if (this.#maxEvents <= smallestBatch) this.#applier.takeTime()
       this.#maxEvents = Math.max(Math.ceil(this.#maxEvents / 8), smallestBatch)
       this.#applier.takeLess()
     }

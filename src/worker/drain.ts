@@ -23,7 +23,7 @@ export interface DrainResult {
 /**
  * Applies everything that had committed when this was called. Workers may run beside it.
  *
- * @throws PgtallyError NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD
+ * @throws PgtallyError NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD, READ_ONLY (a standby)
  */
 export async function drain(pool: Pool, schema: string, { timeoutMs = 30_000 }: DrainOptions = {}): Promise<DrainResult> {
   await requireInstalled(pool, schema)

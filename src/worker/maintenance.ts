@@ -49,7 +49,7 @@ export class Maintenance {
         const [row] = await inTransaction(this.#pool, async (client) => {
           await client.query(`set local lock_timeout = ${lockTimeoutMs}`)
           return query<{ count: string }>(client, `select ${this.#schema}.${work}($1::text)::text as count`, [queue])
-        })
+        }, { readWrite: true })
         say({ 'pgtally.count': Number(row?.count) })
         return Number(row?.count)
       })

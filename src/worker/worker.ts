@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 import type { Pool } from 'pg'
 import { z } from 'zod'
 
-import { PgtallyError, describeError, isDatabaseError } from '../errors.ts'
+import { PgtallyError, describeError, isConnectionError, isDatabaseError } from '../errors.ts'
 import { requireInstalled } from '../install/install.ts'
 import { CounterTask } from './counter-task.ts'
 import { dueCounters } from './due-counters.ts'
@@ -99,18 +99,19 @@ export class Worker extends Service {
     let reconnectDelayMs = 0
     let started = false
     let seen: string | undefined
+    let lastWarning: string | undefined
     while (!signal.aborted) {
       try {
-        if (!started || reconnectDelayMs > 0) {
-          await requireInstalled(this.pool, this.#schema)
-          this.logger.info({ schema: this.#schema }, started ? 'connected to the database again' : 'worker started')
-          started = true
-          reconnectDelayMs = 0
-        }
+        if (!started || reconnectDelayMs > 0) await requireInstalled(this.pool, this.#schema)
+        if (!started) this.logger.info({ schema: this.#schema }, 'worker started')
+        started = true
         const { snapshot, due } = await dueCounters(this.pool, this.#schema, seen)
         seen = due.length === 0 ? snapshot : undefined
         delayMs = this.#start(due) ? Math.max(pollIntervalMs, await horizon.restMs()) : Math.min(delayMs * 2, idlePollIntervalMs)
         await maintenance.runIfDue()
+        if (reconnectDelayMs > 0) this.logger.info({ schema: this.#schema }, 'connected to the database again')
+        reconnectDelayMs = 0
+        lastWarning = undefined
         this.tell({ kind: 'look', error: undefined, nextInMs: delayMs })
       } catch (error) {
         // Whatever it is (a lost connection, an upgrade under way), the next round begins by looking what is installed.
@@ -118,7 +119,11 @@ export class Worker extends Service {
         seen = undefined
         reconnectDelayMs = Math.min(Math.max(reconnectDelayMs * 2, 100), longestReconnectDelayMs)
         delayMs = reconnectDelayMs
-        this.logger.warn({ error: describeError(error), retryInMs: delayMs }, 'no connection to the database')
+        const warning = describeError(error)
+        // Once for each reason, however long it lasts.
+        const level = warning === lastWarning ? 'debug' : 'warn'
+        this.logger[level]({ error: warning, retryInMs: delayMs }, isConnectionError(error) ? 'no connection to the database' : 'cannot look for work, it will be tried again')
+        lastWarning = warning
         this.tell({ kind: 'look', error, nextInMs: delayMs })
       }
       await sleep(delayMs, undefined, { signal }).catch(() => {})
@@ -156,6 +161,6 @@ export class Worker extends Service {
 
 /** What pgtally itself refuses, or a missing right, does not pass by waiting; nor does a wrong password or database at the start. */
 function isFatal(error: unknown, started: boolean): boolean {
-  if (error instanceof PgtallyError) return true
+  if (error instanceof PgtallyError) return error.code !== 'READ_ONLY'
   return isDatabaseError(error) && (error.code === '42501' || (!started && /^(28|3D)/.test(error.code)))
 }

@@ -1,6 +1,6 @@
 import type { Pool } from 'pg'
 
-import { isTransient, PgtallyError } from '../errors.ts'
+import { isReadOnly, isTransient, PgtallyError } from '../errors.ts'
 import { connect, release } from '../transaction.ts'
 import { isAboutTable, isLost, isRowFault } from './faults.ts'
 import { groupStatement } from './statement.ts'
@@ -47,13 +47,14 @@ async function execute(pool: Pool, table: MembershipTable, group: readonly Group
   const { text, values } = groupStatement(table, added, removed)
   // By itself, so that an error of it is known for one before which nothing was sent.
   const client = await connect(pool)
-  let lost = false
+  let broken = false
   try {
     const { rows } = await client.query<GroupResult>(text, values)
     resolveEach(added, rows[0]?.added)
     resolveEach(removed, rows[0]?.removed)
   } catch (error) {
-    lost = isLost(error)
+    const lost = isLost(error)
+    broken = lost || isReadOnly(error)
     if (!lost) throw error
     throw new PgtallyError(
       'OUTCOME_UNKNOWN',
@@ -62,7 +63,7 @@ async function execute(pool: Pool, table: MembershipTable, group: readonly Group
     )
   } finally {
     // Also where the client only did not wait any longer and the statement is still running.
-    release(client, lost)
+    release(client, broken)
   }
 }
 

@@ -1,22 +1,17 @@
 import { spawn, type ChildProcess } from 'node:child_process'
 import { once } from 'node:events'
-import { access } from 'node:fs/promises'
 import net from 'node:net'
-import path from 'node:path'
 
 import { createClient } from 'redis'
 
 import { waitFor } from './database.ts'
+import { findProgram, freePort } from './programs.ts'
 
 export const redisMissing = 'needs redis-server: apt-get install redis-server'
 
 /** Undefined when there is none on the path: then a test skips itself with `redisMissing`. */
 export async function findRedisServer(): Promise<string | undefined> {
-  for (const directory of (process.env['PATH'] ?? '').split(path.delimiter)) {
-    const program = path.join(directory, 'redis-server')
-    if (directory !== '' && (await access(program).then(() => true, () => false))) return program
-  }
-  return undefined
+  return findProgram('redis-server')
 }
 
 type TestClient = ReturnType<typeof createTestClient>
@@ -70,15 +65,6 @@ export async function startTestRedis(program: string): Promise<TestRedis> {
       await stop()
     },
   }
-}
-
-async function freePort(): Promise<number> {
-  const server = net.createServer().listen(0, '127.0.0.1')
-  await once(server, 'listening')
-  const { port } = server.address() as net.AddressInfo
-  server.close()
-  await once(server, 'close')
-  return port
 }
 
 async function answers(port: number): Promise<boolean> {
