@@ -1,3 +1,4 @@
+import { dashboardRoutes } from './http/dashboard.ts'
 import { Health } from './http/health.ts'
 import { Known } from './known.ts'
 import { HttpServer } from './http/server.ts'
@@ -17,7 +18,7 @@ export interface HttpOptions {
   port?: number | undefined
   /** The name or address to listen on. Default 127.0.0.1: this machine only. */
   host?: string | undefined
-  /** What everything but `/healthz` and `/readyz` asks for, as `Authorization: Bearer TOKEN`. By default nothing is asked for. */
+  /** What everything but `/healthz`, `/readyz` and the page without its data asks for, as `Authorization: Bearer TOKEN`. By default nothing is asked for. */
   token?: string | undefined
   logger?: Logger | undefined
 }
@@ -26,7 +27,7 @@ export interface HttpOptions {
 type AnyTally = Pick<Tally, 'pool' | 'schema'>
 
 /**
- * Serves how a database and the workers and consumers of this process are doing: `/metrics` for Prometheus, `/healthz` and `/readyz`. Read-only, and answered from one more connection of the
+ * Serves how a database and the workers and consumers of this process are doing: a page at `/`, `/metrics` for Prometheus, `/healthz` and `/readyz`. Read-only, and answered from one more connection of the
  * tally's pool or two. To be called right after they have been started: metrics count from then on.
  *
  * @throws PgtallyError INVALID_ARGUMENT (port, host or token), IN_USE (the port is taken), PERMISSION_DENIED
@@ -41,7 +42,7 @@ export async function serveHttp({ pool, schema }: AnyTally, services: readonly (
   const known = new Known(pool, (client) => readStatus(client, schema))
   const health = new Health(pool, schema, services)
   const metrics = new PrometheusMetrics({ pool, known, services, health })
-  const routes: Route[] = [metrics.route, ...health.routes]
+  const routes: Route[] = [metrics.route, ...health.routes, ...dashboardRoutes(known, services, token !== undefined)]
   const server = await HttpServer.listen(routes, { port, host, token, logger })
   logger.info({ url: server.url }, 'HTTP server listens')
   return server

@@ -4,6 +4,8 @@ import { describeError } from './errors.ts'
 import { inTransaction } from './transaction.ts'
 
 const freshMs = 1000
+// A backlog of millions takes seconds to count; to look at it shall not be what keeps the database busy.
+const restsPerRead = 4
 const patienceMs = 2000
 const givenUpMs = 30_000
 const silentMs = 35_000
@@ -21,14 +23,14 @@ export interface Knowledge<T> {
 }
 
 /**
- * Something of the database for whoever shows it: read when asked for, at most once a second and by one connection at a time, however many ask. Whoever asks waits two seconds
- * for it at most, then is given what was known before.
+ * Something of the database for whoever shows it: read when asked for, at most once a second, a fifth of the time at most, and by one connection at a time, however many ask.
+ * Whoever asks waits two seconds for it at most, then is given what was known before.
  */
 export class Known<T> {
   readonly #pool: Pool
   readonly #read: (client: PoolClient) => Promise<T>
   #knowledge: Knowledge<T> = { value: undefined, readAt: 0, error: undefined, cause: undefined }
-  #triedAt = Number.NEGATIVE_INFINITY
+  #nextAt = Number.NEGATIVE_INFINITY
   #reading: Promise<void> | undefined
 
   constructor(pool: Pool, read: (client: PoolClient) => Promise<T>) {
@@ -39,7 +41,7 @@ export class Known<T> {
   /** Never throws. */
   async get(): Promise<Knowledge<T>> {
     if (this.#reading === undefined) {
-      if (performance.now() - this.#triedAt < freshMs) return this.#knowledge
+      if (performance.now() < this.#nextAt) return this.#knowledge
       this.#reading = this.#refresh().finally(() => {
         this.#reading = undefined
       })
@@ -52,6 +54,7 @@ export class Known<T> {
   }
 
   async #refresh(): Promise<void> {
+    const startedAt = performance.now()
     try {
       const value = await inTransaction(
         this.#pool,
@@ -66,6 +69,7 @@ export class Known<T> {
     } catch (error) {
       this.#knowledge = { ...this.#knowledge, error: describeError(error), cause: error }
     }
-    this.#triedAt = performance.now()
+    const now = performance.now()
+    this.#nextAt = now + Math.max(freshMs, (now - startedAt) * restsPerRead)
   }
 }

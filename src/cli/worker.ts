@@ -39,7 +39,7 @@ export function workerCommand(): Command {
     .option('--max-batch-events <n>', 'where a batch is cut', wholeNumber(1), workerDefaults.maxBatchEvents)
     .option('--module <file>', 'also run the consumers that this module exports, and tell its onApplied')
     .option('--notify', 'NOTIFY on the channel that is named like the schema when stored counts have changed, once for each commit')
-    .option('--http <port>', 'serve /metrics, /healthz and /readyz on this port', wholeNumber(0, 65_535))
+    .option('--http <port>', 'serve a dashboard at /, and /metrics, /healthz and /readyz, on this port', wholeNumber(0, 65_535))
     .option('--http-host <host>', 'the name or address to listen on (default: 127.0.0.1, this machine only)')
     .addOption(new Option('--http-token <token>', 'ask for this token, except at /healthz and /readyz').env('PGTALLY_HTTP_TOKEN'))
     .addOption(new Option('--log-level <level>', 'how much to log, as JSON lines').choices(['debug', 'info', 'warn', 'silent']).default('info'))

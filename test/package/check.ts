@@ -91,6 +91,26 @@ try {
     const onServer = ['--database-url', server.connectionString]
     await pgtally('install', ...onServer)
     JSON.parse(await pgtally('status', '--json', ...onServer))
+    // The page comes with all of its files.
+    await writeFile(
+      path.join(project, 'dashboard.js'),
+      `import pg from 'pg'
+      import { createTally } from 'pgtally'
+      import { serveHttp } from 'pgtally/http'
+      const pool = new pg.Pool({ connectionString: process.argv[2] })
+      const http = await serveHttp(createTally({ pool }), [], { port: 0 })
+      const pages = ['/']
+      for (const page of pages) {
+        const answer = await fetch(http.url + page)
+        if (answer.status !== 200) throw new Error(page + ' ' + answer.status)
+        const found = [...(await answer.text()).matchAll(/(?:href|src)="(dashboard[/][^"]+)"|from '[.]([/][^']+[.]js)'/g)].map(([, named, imported]) => named ? '/' + named : '/dashboard' + imported)
+        pages.push(...found.filter((one) => !pages.includes(one)))
+      }
+      console.log(pages.length, 'files')
+      await http.close()
+      await pool.end()`,
+    )
+    expectMatch(await inProject('node', 'dashboard.js', server.connectionString), /^1\d files$/m)
     await pgtally('uninstall', '--yes', ...onServer)
   })
 } finally {
