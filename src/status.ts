@@ -1,6 +1,7 @@
 import type { Pool } from 'pg'
 
 import { query } from './executor.ts'
+import { requireInstalled } from './install/install.ts'
 
 export interface CounterStatus {
   name: string
@@ -73,6 +74,7 @@ const seconds = (interval: string) => `round(extract(epoch from ${interval})::nu
 
 /** Where every counter and queue stands. Counts what is pending, so a long backlog takes a moment. */
 export async function readStatus(pool: Pool, schema: string): Promise<Status> {
+  await requireInstalled(pool, schema)
   // As JSON text, which no type parser of the caller's changes.
   const [row] = await query<{ status: string }>(
     pool,

@@ -4,9 +4,11 @@
 -- False while the transaction is in progress; true for one that was rolled back, or has emitted nothing there. What may still be carried is what
 -- was carried when the counter first went past the transaction, by the time of the server's clock.
 --
+-- Runs with its owner's rights: EXECUTE on it is all that a writer needs.
+--
 -- Errors: TL001 when there is no such counter; TL005 as require_own_cluster(); 22P02 when the key is not of the queue's type.
 create or replace function pgtally.is_stored(counter_name text, txid xid8, key text default null) returns boolean
-language plpgsql stable set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
+language plpgsql stable security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
 declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
     consumer constant pgtally.consumer := (select c from pgtally.consumer c where c.consumer_id = counter.counter_id);
