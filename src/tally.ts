@@ -9,7 +9,9 @@ import type { CreateCounterOptions } from './counters/manage.ts'
 import { PgtallyError } from './errors.ts'
 import { query } from './executor.ts'
 import type { Executor } from './executor.ts'
-import { install, uninstall } from './install/install.ts'
+import { grant, revoke } from './install/access.ts'
+import type { Access, Granted } from './install/access.ts'
+import { install, requireInstalled, uninstall } from './install/install.ts'
 import type { InstallResult } from './install/install.ts'
 import { Consumer } from './queue/consumer.ts'
 import { parseDefinition } from './queue/definition.ts'
@@ -86,6 +88,30 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
   /** Removes pgtally's schema and triggers. The user's tables and the counts in them stay. Returns false when it was not installed. */
   async uninstall(): Promise<boolean> {
     return uninstall(this.#pool, this.schema)
+  }
+
+  /**
+   * Gives existing roles the rights on pgtally that they need, on what is there and on counters and queues that are created later. To be called by the role that has installed it. Creates
+   * no role, and changes nothing on the user's own tables: it returns the statements that are still to be run there. Again it changes nothing.
+   *
+   * @throws PgtallyError INVALID_ARGUMENT, NOT_FOUND (a role), PERMISSION_DENIED, NOT_INSTALLED
+   *
+   * @example
+   * ```ts
+   * const { missing } = await tally.grant({ writers: ['app'], readers: ['dashboard'], workers: ['counter_worker'] })
+   * ```
+   */
+  async grant(access: Access): Promise<Granted> {
+    return grant(this.#pool, this.schema, access)
+  }
+
+  /**
+   * Takes back all rights of these roles on pgtally, but for what they were granted as another kind.
+   *
+   * @throws PgtallyError INVALID_ARGUMENT, PERMISSION_DENIED, NOT_INSTALLED
+   */
+  async revoke(access: Access): Promise<void> {
+    await revoke(this.#pool, this.schema, access)
   }
 
   /**
@@ -264,8 +290,13 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
     return rebase(this.#pool, this.schema)
   }
 
-  /** Where every counter and queue stands. */
+  /**
+   * Where every counter and queue stands.
+   *
+   * @throws PgtallyError NOT_INSTALLED, SCHEMA_TOO_NEW, SCHEMA_TOO_OLD
+   */
   async status(): Promise<Status> {
+    await requireInstalled(this.#pool, this.schema)
     return readStatus(this.#pool, this.schema)
   }
 }

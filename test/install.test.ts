@@ -1,10 +1,26 @@
+import { randomBytes } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
+
 import { afterEach, describe, expect, test } from 'vitest'
 
 import { createTally } from '../src/index.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
-import { applyAll, createBlog, installed, like, outcome, pid, stored, value, violations } from './support/fixtures.ts'
+import { applyAll, column, createBlog, installed, like, outcome, pid, stored, value, violations } from './support/fixtures.ts'
 
 const databases: TestDatabase[] = []
+
+/** All objects of the database that do not belong to PostgreSQL itself. */
+function userObjects(db: TestDatabase): Promise<string[]> {
+  return column(
+    db.pool,
+    `select 'schema ' || nspname from pg_namespace where oid >= 16384
+    union all select 'relation ' || oid::regclass from pg_class where oid >= 16384
+    union all select 'function ' || oid::regprocedure from pg_proc where oid >= 16384
+    union all select 'trigger ' || tgname from pg_trigger where oid >= 16384
+    union all select 'type ' || oid::regtype from pg_type where oid >= 16384
+    union all select 'default rights ' || oid from pg_default_acl`,
+  )
+}
 
 afterEach(async () => {
   for (const db of databases.splice(0)) await db.drop()
@@ -68,13 +84,47 @@ test('an upgrade of the functions leaves what the user has built on them', async
 test('a schema of a newer version is left alone by everything', async () => {
   const db = await fresh()
   const tally = await installed(db)
+  const blog = await createBlog(db, tally)
+  await tally.createQueue('mails')
+  const version = await value(db.pool, 'select schema_version from pgtally.installation')
   await db.pool.query('update pgtally.installation set schema_version = 999')
-  const tooNew = { code: 'SCHEMA_TOO_NEW', message: expect.stringContaining('999') }
-  await expect(tally.install()).rejects.toMatchObject(tooNew)
-  await expect(tally.drain()).rejects.toMatchObject(tooNew)
-  await expect(tally.worker().done).rejects.toMatchObject(tooNew)
+  const counter = tally.counter(blog.counter)
+  const queue = tally.queue('mails')
+  const calls: Record<string, () => Promise<unknown>> = {
+    install: () => tally.install(),
+    uninstall: () => tally.uninstall(),
+    grant: () => tally.grant({ readers: ['somebody'] }),
+    revoke: () => tally.revoke({ readers: ['somebody'] }),
+    createCounter: () => tally.createCounter('x', {}),
+    dropCounter: () => tally.dropCounter(blog.counter),
+    createQueue: () => tally.createQueue('x'),
+    dropQueue: () => tally.dropQueue('mails'),
+    drain: () => tally.drain(),
+    rebase: () => tally.rebase(),
+    status: () => tally.status(),
+    worker: () => tally.worker().done,
+    consumer: () => tally.consumer({ queue: 'mails', name: 'x', handler: async () => {} }).done,
+    forward: () => tally.forward({ queue: 'mails', name: 'x', to: counter }).done,
+    audit: () => counter.audit(),
+    'audit of keys': () => counter.audit({ keys: [1] }),
+    reconcile: () => counter.reconcile(),
+    'reconcile keys': () => counter.reconcile({ keys: [1] }),
+    reset: () => counter.reset(1),
+    resetAll: () => counter.resetAll(),
+    register: () => queue.register('x'),
+    skip: () => queue.skip('x'),
+    deadLetters: () => queue.deadLetters('x'),
+  }
+  for (const [name, call] of Object.entries(calls)) {
+    expect({ name, error: await outcome(call()) }).toMatchObject({ name, error: { code: 'SCHEMA_TOO_NEW', message: expect.stringContaining('999') } })
+  }
   await db.pool.query('update pgtally.installation set schema_version = 0')
-  await expect(tally.worker().done).rejects.toMatchObject({ code: 'SCHEMA_TOO_OLD' })
+  for (const name of ['worker', 'consumer', 'drain', 'status', 'audit', 'createCounter', 'grant']) {
+    expect({ name, error: await outcome(calls[name]?.() ?? Promise.resolve()) }).toMatchObject({ name, error: { code: 'SCHEMA_TOO_OLD' } })
+  }
+  // Nothing was changed; and what only reads or appends in one statement goes on, as the application must.
+  await db.pool.query('update pgtally.installation set schema_version = $1', [version])
+  expect((await tally.status()).counters).toMatchObject([{ name: blog.counter, problems: [] }])
 })
 
 test('not installed: each call says so', async () => {
@@ -153,6 +203,29 @@ describe('uninstalling', () => {
     await tally.createCounter(blog.counter, { source: { table: blog.likes, key: 'post_id' }, target: { table: blog.posts, key: 'id', column: 'like_count' } })
     await tally.drain()
     expect(await stored(db.pool, blog)).toEqual({ 1: 3 })
+  })
+
+  test('with all that there may be: roles, consumers, milestones, what was forwarded, partitions', async () => {
+    const db = await fresh()
+    const role = `pgtally_test_${randomBytes(6).toString('hex')}`
+    await db.pool.query(`create role ${role}`)
+    try {
+      const before = await userObjects(db)
+      const tally = await installed(db)
+      await db.pool.query(await readFile(new URL('schema/scenario.sql', import.meta.url), 'utf8'))
+      await tally.grant({ writers: [role], readers: [role], workers: [role] })
+      const counts = 'select array_agg(like_count order by id) from posts'
+      const kept = await value(db.pool, counts)
+      expect(await tally.uninstall()).toBe(true)
+      expect(await value(db.pool, counts)).toEqual(kept)
+      expect(await value(db.pool, 'select count(*)::int from likes')).toBeGreaterThan(1000)
+      await db.pool.query(`insert into likes (post_id) values (1); update likes set post_id = 2 where post_id = 1; delete from likes; truncate votes; insert into votes values (1, '2021-01-01')`)
+      await db.pool.query('drop table posts, likes, votes')
+      expect(await userObjects(db)).toEqual(before)
+    } finally {
+      // Without rights on anything, so it can be dropped as it is.
+      await db.pool.query(`drop role ${role}`)
+    }
   })
 
   test('does not deadlock with a transaction of the application', async () => {

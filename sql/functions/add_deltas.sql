@@ -17,7 +17,9 @@
 -- tens of thousands of keys, which are everywhere: to plan and filter with 100,000 constants took a fifth of the time of adding them.
 --
 -- Triggers of the target find the search_path that the application's would (the session's default). A row that row-level
--- security hides would look like a missing one: row_security = off makes that an error.
+-- security hides would look like a missing one: require_all_rows(), and row_security = off, make that an error.
+--
+-- Runs with the caller's rights, as do the target's triggers: it takes SELECT on the key and the count, and UPDATE on the count; INSERT on both where on_missing is insert.
 --
 -- The update says what it has changed only where somebody wants to know: report, or a counter with milestones (record_milestones). Whether a backfill is unfinished is read before the carry is: when
 -- it has ended, all its corrections are there to be read, and what is stored afterwards includes the rows that were there before.
@@ -25,7 +27,7 @@
 -- Returns the number of carried keys, of events dropped for want of a row, and of stored counts that were changed, for how many ms rows may have been locked by now, and with
 -- report the changes: an array of [key, new stored count], both as text; NULL where there is none.
 --
--- Errors: TL003 when the target was dropped; TL008 when a row is missing and on_missing says error; 55P03, and a complaint about a multixact (src/errors.ts), seldom, then try again; whatever the target's constraints and triggers raise.
+-- Errors: TL003 when the target was dropped, and as require_all_rows(); TL008 when a row is missing and on_missing says error; 55P03, and a complaint about a multixact (src/errors.ts), seldom, then try again; whatever the target's constraints and triggers raise.
 create or replace function pgtally.add_deltas(
     counter pgtally.counter, keys anyarray, deltas bigint[], events bigint[], report boolean default false,
     out carried integer, out dropped_events bigint, out locked_ms double precision, out changed bigint, out changes json
@@ -55,8 +57,10 @@ begin
     dropped_events := 0;
     perform pgtally.require_table(counter.name, 'target', counter.target_table);
 
-    -- An ALTER TABLE is waited for as before.
-    execute format('lock table only %s in row share mode', target);
+    perform pgtally.require_all_rows(counter.name, counter.target_table);
+
+    -- ROW SHARE: an ALTER TABLE is waited for as before. LOCK TABLE takes UPDATE on the whole table, and this on one column.
+    execute format('select from only %s where false for no key update', target);
     perform set_config('lock_timeout', '50ms', true);
     execute format(
         'select coalesce(array_agg(key), ''{}'') from (

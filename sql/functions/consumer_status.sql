@@ -25,7 +25,7 @@ begin
         last_error := consumer.last_error;
         last_error_at := consumer.last_error_at;
         execute format('select count(*), coalesce(clock_timestamp() - min(ev_time), interval ''0'') from (%s) e',
-            case when consumer.system_identifier = pgtally.system_identifier() then pgtally.events_query(consumer.queue_id, consumer.boundary, null)
+            case when consumer.system_identifier = pgtally.system_identifier() then pgtally.events_query(consumer.queue_id, consumer.boundary, null, 'ev_time')
                 else format('select ev_time from pgtally.event_%s', consumer.queue_id) end)
         into pending_events, lag;
         select count(*) filter (where b.finished_at is null), max(b.finished_at) filter (where b.batches > 0) into open_batches, last_batch_at

@@ -39,7 +39,7 @@ begin
             from (select count(*) as events, min(ev_time) as oldest from (%s) e) p,
                 (select count(distinct key) as keys, min(since) as oldest from pgtally.carried_%s) c',
             case when counter.own_cluster
-                then pgtally.events_query(counter.queue_id, (counter.position).end_boundary, null)
+                then pgtally.events_query(counter.queue_id, (counter.position).end_boundary, null, 'ev_time')
                 else format('select ev_time from pgtally.event_%s', counter.queue_id) end,
             counter.counter_id)
         into pending_events, lag, carried_keys;

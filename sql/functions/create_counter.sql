@@ -16,7 +16,7 @@
 -- The same definition again changes nothing and returns false; otherwise true. Twenty at once end well.
 --
 -- Errors: TL002 when a counter of that name has another definition, TL003 when an argument will not do; TL001 when
--- the queue does not exist; TL004 when the transaction is not READ COMMITTED.
+-- the queue does not exist; TL004 when the transaction is not READ COMMITTED; 42501 as require_owner().
 create or replace function pgtally.create_counter(
     counter_name text,
     source regclass default null, source_key name default null, where_condition text default null, sum_expression text default null,
@@ -38,6 +38,7 @@ declare
     number integer;
     id integer;
 begin
+    perform pgtally.require_owner();
     perform pgtally.require_read_committed();
     if counter_name is null or counter_name = '' then
         raise exception 'A counter needs a name' using errcode = 'TL003', hint = 'Give a name that is not empty.';
@@ -75,10 +76,12 @@ begin
         where_condition := pgtally.source_expression(source, where_condition, true);
         sum_expression := pgtally.source_expression(source, sum_expression, false);
         perform pgtally.require_data_columns(counter_name, source, source_data);
+        perform pgtally.require_all_rows(counter_name, source);
     end if;
     if target is not null then
         target_type := pgtally.require_key_column(counter_name, target, target_key);
         perform pgtally.require_target(counter_name, target, target_key, target_column);
+        perform pgtally.require_all_rows(counter_name, target);
     end if;
     rotation_period := coalesce(rotation_period, greatest(interval '5 minutes', retain));
     if queue is not null then
@@ -148,6 +151,8 @@ begin
         -- Half-empty pages: an update finds room beside the old version, so no index entry is written (HOT).
         execute format('create table pgtally.count_%s (value bigint not null, key %s primary key) with (fillfactor = 50)', id, source_type);
     end if;
+    perform pgtally.renew_access(array(
+        select relation from unnest(array['carry', 'packed', 'carried', 'count']) made, to_regclass(format('pgtally.%s_%s', made, id)) relation where relation is not null));
     insert into pgtally.counter (counter_id, name, target_table, target_key, target_column, on_missing, own_target, milestones)
     values (id, counter_name, coalesce(target, format('pgtally.count_%s', id)::regclass),
         coalesce(target_key, 'key'), coalesce(target_column, 'value'), wanted ->> 'on_missing', target is null, milestones);
@@ -156,6 +161,7 @@ begin
         insert into pgtally.source (queue_id, source_table, source_key, where_condition, sum_expression, data_columns, tables)
         values (number, source, source_key, where_condition, sum_expression, source_data, '{}');
         perform pgtally.create_source(number);
+        perform pgtally.sync_triggers(counter_name);
     end if;
     if exists (select from pgtally.source s where s.queue_id = number) then
         insert into pgtally.reconciliation (counter_id, reason) values (id, 'backfill');

@@ -6,7 +6,7 @@
 -- already there. Guarantee: with a key of type text, an event's key has at most 2,000 bytes, so that every key fits a
 -- btree index.
 --
--- Errors: TL002 when a different queue has that name; TL003 when an argument will not do.
+-- Errors: TL002 when a different queue has that name; TL003 when an argument will not do; 42501 as require_owner().
 create or replace function pgtally.create_queue(
     queue_name text, key_type text default 'bigint', rotation_period interval default null, retain interval default '0', implicit boolean default false
 ) returns boolean
@@ -16,6 +16,7 @@ declare
     id integer;
     present pgtally.queue;
 begin
+    perform pgtally.require_owner();
     rotation_period := coalesce(rotation_period, greatest(interval '5 minutes', retain));
     if queue_name is null or queue_name = '' then
         raise exception 'A queue needs a name' using errcode = 'TL003', hint = 'Give a name that is not empty.';
@@ -71,6 +72,8 @@ begin
         $body$begin insert into pgtally.event_%1$s (ev_key, ev_delta, ev_data) values (key::pg_catalog.%2$s, delta, data); end$body$',
         id, (select typname from pg_type where oid = key_type::regtype));
     execute format('revoke all on function pgtally.insert_event_%s from public', id);
+    perform pgtally.renew_access(array(
+        select c.oid::regclass from pg_class c join pg_partition_tree(format('pgtally.event_%s', id)::regclass) t on t.relid = c.oid));
     return true;
 end
 $$;

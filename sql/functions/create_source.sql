@@ -1,4 +1,4 @@
--- create_source(queue_id): writes the trigger functions of a queue's source and puts them on its table and partitions.
+-- create_source(queue_id): writes the trigger functions of a queue's source; sync_triggers() puts them on its tables. An upgrade writes them anew.
 --
 -- Triggers fire once for each statement and see its rows in transition tables, so bulk statements, COPY, MERGE, ON CONFLICT
 -- and cascades are counted, summed by key first. A statement on a partitioned table fires that table's triggers only,
@@ -20,7 +20,6 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_variable
 declare
     pinned constant text := 'set search_path = pg_catalog, pg_temp';
-    queue pgtally.queue;
     source pgtally.source;
     delta text;
     plus text;
@@ -33,7 +32,6 @@ declare
     operation text;
     body text;
 begin
-    select * into strict queue from pgtally.queue q where q.queue_id = queue_id;
     select * into strict source from pgtally.source s where s.queue_id = queue_id;
     delta := format('(%s)::pg_catalog.int8', coalesce(source.sum_expression, '1'));
     if source.data_columns is not null then
@@ -88,7 +86,5 @@ $body$,
     for operation in select unnest(array['insert', 'update', 'delete', 'truncate']) loop
         execute format('revoke all on function pgtally.source_%s_%s() from public', queue_id, operation);
     end loop;
-
-    perform pgtally.sync_triggers(queue.name);
 end
 $$;

@@ -33,7 +33,7 @@ begin
         ) parts on parts.key = given.typed',
         pgtally.key_type(counter), counter.target_key, counter.target_column, counter.target_table, counter.counter_id,
         -- In a stable function, position and events are seen in one snapshot.
-        pgtally.events_query(consumer.queue_id, (pgtally.consumer_position(counter.counter_id)).end_boundary, null),
+        pgtally.events_query(consumer.queue_id, (pgtally.consumer_position(counter.counter_id)).end_boundary, null, 'ev_key, ev_delta'),
         case counter.on_missing when 'drop' then 'having count(stored) > 0' else '' end)
     using keys;
     -- Not before: now the slots are locked. No rotation period is shorter than a second; but a standby may go through a period in no time.

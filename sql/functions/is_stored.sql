@@ -7,9 +7,11 @@
 -- Each statement below has a younger snapshot than the one before (in READ COMMITTED): what had ended is seen by whoever looks for its events, and
 -- what was taken by then is seen by whoever looks where it went. A standby's snapshots do not list what is in progress, so there that is asked apart.
 --
+-- Runs with its owner's rights: EXECUTE on it is all that a writer needs.
+--
 -- Errors: TL001 when there is no such counter; TL004 on a standby when the transaction is not READ COMMITTED; TL005 as require_own_cluster(); 22P02 when the key is not of the queue's type.
 create or replace function pgtally.is_stored(counter_name text, txid xid8, key text default null) returns boolean
-language plpgsql volatile set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set jit = off set enable_seqscan = off as $$
 declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
     consumer constant pgtally.consumer := (select c from pgtally.consumer c where c.consumer_id = counter.counter_id);

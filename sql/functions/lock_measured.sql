@@ -1,24 +1,27 @@
--- lock_measured(counter): locks what measure() reads until the end of the transaction, against TRUNCATE and the like and nothing else
+-- lock_measured(counter_id): locks what measure() reads until the end of the transaction, against TRUNCATE and the like and nothing else
 -- (ACCESS SHARE).
 --
 -- Waits for a table only while it has none of the others, so that it cannot be part of a deadlock with a transaction that alters or
 -- truncates several of them, in whatever order. What it has is given back with the subtransaction.
 --
+-- Runs with its owner's rights, as LOCK takes SELECT on whole tables: so whoever audits needs it on the columns that are compared only.
+--
 -- Errors: TL001 when the counter was dropped meanwhile; TL003 when source or target was dropped; 55P03 when the caller's lock_timeout has passed.
-create or replace function pgtally.lock_measured(counter pgtally.counter) returns void
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+create or replace function pgtally.lock_measured(counter_id integer) returns void
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 #variable_conflict use_variable
 declare
-    queue constant integer := (select c.queue_id from pgtally.consumer c where c.consumer_id = counter.counter_id);
+    counter constant pgtally.counter := (select k from pgtally.counter k where k.counter_id = counter_id);
+    queue constant integer := (select c.queue_id from pgtally.consumer c where c.consumer_id = counter_id);
     source constant oid := (select s.source_table from pgtally.source s where s.queue_id = queue);
     events constant text := format('event_%s', queue);
-    carried constant text := format('^(carry|packed)_%s$', counter.counter_id);
+    carried constant text := format('^(carry|packed)_%s$', counter_id);
     first_table text;
     next_table text;
 begin
     loop
-        if not exists (select from pgtally.counter k where k.counter_id = counter.counter_id) then
-            raise exception 'The counter "%" was dropped', counter.name
+        if not exists (select from pgtally.counter k where k.counter_id = counter_id) then
+            raise exception 'The counter "%" was dropped', coalesce(counter.name, counter_id::text)
                 using errcode = 'TL001', hint = 'Make it with create_counter(), or see the names in counter_status().';
         end if;
         perform pgtally.require_table(counter.name, 'target', counter.target_table);

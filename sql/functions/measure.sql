@@ -19,7 +19,7 @@
 -- last_key: the last key of the range; NULL when there is none after it. checked_keys: how many keys were compared. drifting_keys: how many drift. drifting: the first max_drifts of these (NULL:
 -- all), each with its counts, as text (JSON's numbers end at 2^53 in many languages).
 --
--- Errors: TL003 when max_keys is below 1, and when source or target was dropped; TL004 when the transaction is not READ COMMITTED; TL005 as pending_query().
+-- Errors: TL003 when max_keys is below 1, when source or target was dropped, and as require_all_rows(); TL004 when the transaction is not READ COMMITTED; TL005 as pending_query().
 create or replace function pgtally.measure(
     counter pgtally.counter, keys text[], after_key text, max_keys integer, against name, correcting boolean, max_drifts integer default 1000,
     out last_key text, out checked_keys bigint, out drifting_keys bigint, out drifting jsonb
@@ -29,7 +29,10 @@ declare
     backfilling constant boolean := counter.milestones is not null and pgtally.is_backfilling(counter.counter_id);
 begin
     perform pgtally.require_read_committed();
-    perform pgtally.lock_measured(counter);
+    perform pgtally.lock_measured(counter.counter_id);
+    perform pgtally.require_all_rows(counter.name, counter.target_table);
+    perform pgtally.require_all_rows(counter.name, s.source_table)
+    from pgtally.source s join pgtally.consumer c using (queue_id) where c.consumer_id = counter.counter_id and against is null;
     if keys is null then
         last_key := pgtally.next_range(counter, after_key, max_keys);
     end if;

@@ -33,7 +33,7 @@ begin
             where c.queue_id = queue.queue_id order by c.name
         loop
             consumers := consumers || consumer.name;
-            execute format('select count(*), min(ev_time) from (%s) e', pgtally.events_query(queue.queue_id, consumer.boundary, null))
+            execute format('select count(*), min(ev_time) from (%s) e', pgtally.events_query(queue.queue_id, consumer.boundary, null, 'ev_time'))
             into pending, oldest;
             pending_events := greatest(pending_events, pending);
             lag := greatest(lag, clock_timestamp() - oldest); -- ignores a NULL

@@ -1,6 +1,6 @@
 -- rotate(queue_name): empties the queue's slots that are done with, and forgets its consumers' old batches.
 --
--- May be called at any time by anyone, as often as wanted, also by several at once; workers do it all the time. Nothing
+-- May be called at any time, as often as wanted, also by several at once; workers do it all the time. Nothing
 -- depends on when, or on every call succeeding: what cannot be emptied now is emptied later. Returns how many slots
 -- were emptied.
 --
@@ -11,9 +11,11 @@
 --
 -- Where events are to be kept (retain), only the slot that is written next is emptied: it has not been written for one to two periods.
 --
+-- Runs with its owner's rights: EXECUTE on it is all that a worker needs.
+--
 -- Errors: TL001 when there is no such queue; TL004 when the transaction is not READ COMMITTED.
 create or replace function pgtally.rotate(queue_name text) returns integer
-language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
 declare
     id constant integer := pgtally.queue_id(queue_name);
     emptied integer := 0;

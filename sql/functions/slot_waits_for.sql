@@ -1,6 +1,6 @@
 -- slot_waits_for(queue_id, slot): the consumers that have not finished all events in the slot, by name. While there is one, the slot is not emptied.
 --
--- A consumer whose position is another cluster's has finished none. Of the index, only the end is read (see due_counters()).
+-- A consumer whose position is another cluster's has finished none. Of the index, only the end is read (see due_counters()). Of the queue, not of the slot, so that whoever may read the events' times may call it.
 create or replace function pgtally.slot_waits_for(queue_id integer, slot integer) returns text[]
 language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
 #variable_conflict use_variable
@@ -15,8 +15,8 @@ begin
     loop
         execute format(
             case when consumer.own_cluster
-                then 'select exists (select from pgtally.event_%1$s_%2$s where ev_txid >= $1) or exists (select from pgtally.event_%1$s_%2$s where ev_txid = any ($2))'
-                else 'select exists (select from pgtally.event_%1$s_%2$s)' end, queue_id, slot)
+                then 'select exists (select from pgtally.event_%1$s where ev_slot = %2$s and ev_txid >= $1) or exists (select from pgtally.event_%1$s where ev_slot = %2$s and ev_txid = any ($2))'
+                else 'select exists (select from pgtally.event_%1$s where ev_slot = %2$s)' end, queue_id, slot)
         into unfinished
         using pg_snapshot_xmax(consumer.boundary), array(select pg_snapshot_xip(consumer.boundary));
         if unfinished then

@@ -4,7 +4,10 @@
 -- server itself checks that, as for an index. pg_get_expr writes the result with every constant typed and every name
 -- outside pg_catalog qualified, so it means the same in every session, and two ways of writing it compare equal.
 --
--- Errors: TL003 when it cannot be used.
+-- It runs with the rights of whoever creates the counter, in triggers that others fire. So he must be allowed to call each function in it (the cursor checks that); and no function may belong to a
+-- role that has not his rights anyway, as its owner could put something else in its place later.
+--
+-- Errors: TL003 when it cannot be used; 42501 when the caller may not call a function in it.
 create or replace function pgtally.source_expression(source_table regclass, expression text, is_condition boolean) returns text
 language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
@@ -12,6 +15,7 @@ declare
     single refcursor;
     canonical text;
     result_type regtype;
+    foreign_function text;
     message text;
 begin
     if expression is null then
@@ -33,6 +37,15 @@ begin
         where indrelid = probe::regclass;
         if (select indnatts from pg_index where indrelid = probe::regclass) > 1 then
             raise exception 'it is more than one';
+        end if;
+        select p.oid::regprocedure::text into foreign_function
+        from pg_index i
+        join pg_depend d on d.classid = 'pg_class'::regclass and d.objid = i.indexrelid
+        left join pg_operator o on d.refclassid = 'pg_operator'::regclass and o.oid = d.refobjid
+        join pg_proc p on p.oid = case when d.refclassid = 'pg_proc'::regclass then d.refobjid else o.oprcode end
+        where i.indrelid = probe::regclass and not pg_has_role(p.proowner, current_user, 'usage') limit 1;
+        if found then
+            raise exception 'the function % belongs to another role, which could change what it does', foreign_function;
         end if;
         raise exception using errcode = 'TL000';
     exception

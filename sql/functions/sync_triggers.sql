@@ -8,9 +8,11 @@
 -- Rows that a partition brings along or takes away fire no trigger: then the queue's counters get a reconciliation to do, which
 -- counter_problems() shows. Rows that came through the table since the partition belongs to it were counted, and do not matter.
 --
+-- Runs with its owner's rights: a worker needs EXECUTE on it and nothing on the tables. It puts no triggers but pgtally's own on no tables but the source and its partitions.
+--
 -- Errors: TL001 when there is no such queue; 42501 when the counter is being created and a partition is another role's.
 create or replace function pgtally.sync_triggers(queue_name text) returns integer
-language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set row_security = off as $$
 <<sync_triggers>>
 declare
     id constant integer := pgtally.queue_id(queue_name);

@@ -171,6 +171,13 @@ create table pgtally.milestone (
     primary key (counter_id, key, threshold)
 );
 
+-- Who was given which rights (grant_access). A name that has no USAGE on the schema any more is a role that was dropped, or whose rights were taken back by hand; it counts for nothing.
+create table pgtally.access (
+    role_name name not null,
+    kind text not null check (kind in ('writer', 'reader', 'worker')),
+    primary key (role_name, kind)
+);
+
 -- sum(bigint) computes in numeric; this one adds in bigint, twice as fast, and raises an error when it overflows.
 create aggregate pgtally.sum_delta(bigint) (
     sfunc = int8pl, stype = bigint, initcond = '0', combinefunc = int8pl, parallel = safe

@@ -8,9 +8,11 @@ import { consumerCommand } from './consumer.ts'
 import { counterCommand } from './counter.ts'
 import { demoCommand } from './demo.ts'
 import { drainCommand } from './drain.ts'
+import { grantCommand, revokeCommand } from './grant.ts'
 import { installCommand } from './install.ts'
 import { rebaseCommand } from './rebase.ts'
 import { reconcileCommand } from './reconcile.ts'
+import { sqlCommand } from './sql.ts'
 import { statusCommand } from './status.ts'
 import { uninstallCommand } from './uninstall.ts'
 import { workerCommand } from './worker.ts'
@@ -23,6 +25,9 @@ const program = new Command('pgtally')
 const commands = [
   installCommand(),
   uninstallCommand(),
+  sqlCommand(),
+  grantCommand(),
+  revokeCommand(),
   counterCommand(),
   consumerCommand(),
   workerCommand(),

@@ -2,6 +2,7 @@ import type { Pool } from 'pg'
 
 import { PgtallyError, isDatabaseError } from '../errors.ts'
 import { query } from '../executor.ts'
+import { requireInstalled } from '../install/install.ts'
 import { callMeasuring, measureRanges, measurementOf } from './measure.ts'
 import type { MeasureOptions, Measurement } from './measure.ts'
 
@@ -24,6 +25,7 @@ export interface AuditOptions<K> extends MeasureOptions {
 export async function audit(place: CounterPlace, keys: readonly string[] | undefined, { sample, against, ...options }: Omit<AuditOptions<never>, 'keys'>): Promise<Measurement> {
   const { pool, schema, name } = place
   if (keys !== undefined && sample !== undefined) throw new PgtallyError('INVALID_ARGUMENT', 'An audit is of certain keys or of a sample, not both.')
+  await requireInstalled(pool, schema)
   const chosen = sample === undefined ? keys : await sampleKeys(place, sample)
   if (chosen !== undefined) {
     const range = await callMeasuring(pool, `${schema}.audit_keys($1::text, $2::text[], $3::name)`, [name, chosen, against])

@@ -1,4 +1,5 @@
 import { query } from '../executor.ts'
+import { requireInstalled } from '../install/install.ts'
 import { inTransaction } from '../transaction.ts'
 import { estimatedKeys } from './audit.ts'
 import type { CounterPlace } from './audit.ts'
@@ -14,6 +15,7 @@ export interface ReconcileOptions<K> extends MeasureOptions {
 
 export async function reconcile(place: CounterPlace, keys: readonly string[] | undefined, { restart = false, ...options }: Omit<ReconcileOptions<never>, 'keys'>): Promise<Measurement> {
   const { pool, schema, name } = place
+  await requireInstalled(pool, schema)
   if (keys !== undefined) return measurementOf(name, await callMeasuring(pool, `${schema}.reconcile_keys($1::text, $2::text[])`, [name, keys]))
   const estimated = await estimatedKeys(place)
   const measurement = nothingMeasured(name)
@@ -47,6 +49,7 @@ export async function backfill(place: CounterPlace, options: MeasureOptions): Pr
 
 /** Sets counts back to 0. */
 export async function reset({ pool, schema, name }: CounterPlace, keys: readonly string[] | undefined): Promise<void> {
+  await requireInstalled(pool, schema)
   if (keys !== undefined) {
     await inTransaction(pool, (client) => query(client, `select ${schema}.reset_keys($1::text, $2::text[])::text`, [name, keys]))
     return

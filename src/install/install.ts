@@ -1,13 +1,8 @@
-import { createHash } from 'node:crypto'
-import { readdir, readFile } from 'node:fs/promises'
-
 import type { Pool, PoolClient } from 'pg'
 
-import { PgtallyError, isDatabaseError, translateDefinitionError } from '../errors.ts'
+import { PgtallyError, translateDefinitionError } from '../errors.ts'
 import { inLockingTransaction, inTransaction } from '../transaction.ts'
-
-const sqlRoot = new URL('../../sql/', import.meta.url)
-const oldestServer = 14
+import { hashOf, installScript, knownVersion, lockInstallation, oldestServer, readSqlFiles } from './script.ts'
 
 export interface InstallResult {
   /** The schema's version before, 0 when it was not there. */
@@ -16,12 +11,10 @@ export interface InstallResult {
   to: number
 }
 
-interface SqlFiles {
-  /** In order; the schema's version is their number. Every release that changes any SQL adds one. */
-  migrations: string[]
-  functions: { name: string; definition: string }[]
-  /** Tells two states of the functions apart within one version, which happens in development only. */
-  functionsHash: string
+/** What an installation has to do. */
+interface InstallPlan extends InstallResult {
+  /** The SQL, for a transaction; undefined when all is up to date. */
+  script: string | undefined
 }
 
 /**
@@ -31,34 +24,41 @@ interface SqlFiles {
  * @throws PgtallyError SERVER_TOO_OLD, SCHEMA_TOO_NEW, PERMISSION_DENIED, INVALID_ARGUMENT (the schema belongs to something else)
  */
 export async function install(pool: Pool, schema: string): Promise<InstallResult> {
-  const files = await readSqlFiles(schema)
   try {
-    return await inTransaction(pool, (client) => installInTransaction(client, schema, files))
+    return await inTransaction(pool, async (client) => {
+      await client.query(`select from ${lockInstallation(schema)}`)
+      const { script, ...result } = await plan(client, schema)
+      if (script !== undefined) await client.query(script)
+      return result
+    })
   } catch (error) {
     throw translateDefinitionError(error)
   }
 }
 
-async function installInTransaction(client: PoolClient, schema: string, files: SqlFiles): Promise<InstallResult> {
+/**
+ * What `install()` would do now. Changes nothing.
+ *
+ * @throws PgtallyError as `install()`
+ */
+export async function planInstall(pool: Pool, schema: string): Promise<InstallPlan> {
+  try {
+    return await inTransaction(pool, (client) => plan(client, schema))
+  } catch (error) {
+    throw translateDefinitionError(error)
+  }
+}
+
+async function plan(client: PoolClient, schema: string): Promise<InstallPlan> {
   await requireServer(client)
-  await client.query(`select pg_advisory_xact_lock(hashtextextended('pgtally install ' || $1, 0))`, [schema])
+  const files = await readSqlFiles(schema)
   const installed = await installedVersion(client, schema)
   const to = files.migrations.length
   const from = installed?.version ?? 0
   if (from > to) throw tooNew(schema, from, to)
-  if (from === to && installed?.functionsHash === files.functionsHash) return { from, to }
-
-  if (installed === undefined) await createSchema(client, schema)
-  for (const migration of files.migrations.slice(from)) await client.query(migration)
-  // They call one another, in whatever order they come.
-  await client.query('set local check_function_bodies = off')
-  for (const { name, definition } of files.functions) await replaceFunction(client, schema, name, definition)
-  await dropOtherFunctions(client, schema)
-  // A function may be called by everyone unless that is taken back; the triggers' functions need no such right.
-  await client.query(`revoke all on all routines in schema ${schema} from public`)
-  await client.query(`delete from ${schema}.installation`)
-  await client.query(`insert into ${schema}.installation (schema_version, functions_hash) values ($1, $2)`, [to, files.functionsHash])
-  return { from, to }
+  if (installed === undefined) await requireUnquoted(client, schema)
+  const isUpToDate = from === to && installed?.functionsHash === hashOf(files)
+  return { from, to, script: isUpToDate ? undefined : installScript(schema, files, from) }
 }
 
 /**
@@ -66,12 +66,16 @@ async function installInTransaction(client: PoolClient, schema: string, files: S
  * Waits for transactions that use a source.
  *
  * @returns false when there was nothing to remove
- * @throws PgtallyError PERMISSION_DENIED, LOCK_TIMEOUT, INVALID_ARGUMENT (the schema belongs to something else)
+ * @throws PgtallyError PERMISSION_DENIED, LOCK_TIMEOUT, SCHEMA_TOO_NEW, INVALID_ARGUMENT (the schema belongs to something else)
  */
 export async function uninstall(pool: Pool, schema: string): Promise<boolean> {
   try {
     return await inLockingTransaction(pool, async (client) => {
-      if ((await installedVersion(client, schema)) === undefined) return false
+      const installed = await installedVersion(client, schema)
+      if (installed === undefined) return false
+      // What it has made is unknown here.
+      const known = await knownVersion()
+      if (installed.version > known) throw tooNew(schema, installed.version, known)
       // First of all, while nothing else is locked: a transaction that has read a source and is about to write there
       // would wait for us, and we for it.
       const { rows } = await client.query<{ id: string }>(`select queue_id::text as id from ${schema}.source`)
@@ -96,7 +100,7 @@ export async function requireInstalled(pool: Pool, schema: string): Promise<void
 
 /** As `requireInstalled`, in the caller's transaction. */
 export async function checkInstalled(client: PoolClient, schema: string): Promise<void> {
-  const { length: expected } = await readdir(new URL('migrations/', sqlRoot))
+  const expected = await knownVersion()
   const installed = await installedVersion(client, schema)
   if (installed === undefined) {
     throw new PgtallyError('NOT_INSTALLED', `pgtally is not installed in the schema "${schema}" of this database. Run \`pgtally install\`, or name the right schema.`)
@@ -142,54 +146,9 @@ async function installedVersion(client: PoolClient, schema: string): Promise<{ v
   return row === undefined ? undefined : { version: Number(row.version), functionsHash: row.hash }
 }
 
-async function createSchema(client: PoolClient, schema: string): Promise<void> {
+async function requireUnquoted(client: PoolClient, schema: string): Promise<void> {
   const { rows } = await client.query<{ quoted: string }>('select quote_ident($1::text) as quoted', [schema])
   if (rows[0]?.quoted !== schema) {
     throw new PgtallyError('INVALID_ARGUMENT', `"${schema}" is a reserved word of SQL and cannot be the name of pgtally's schema. Name another one.`)
   }
-  await client.query(`create schema ${schema}`)
-}
-
-/** In place, so that grants and what the user has built on it stay; only a result of another type needs a new function. */
-async function replaceFunction(client: PoolClient, schema: string, name: string, definition: string): Promise<void> {
-  const cannotReplace = '42P13'
-  await client.query('savepoint replace')
-  try {
-    await client.query(definition)
-  } catch (error) {
-    if (!isDatabaseError(error) || error.code !== cannotReplace) throw error
-    await client.query('rollback to replace')
-    await dropFunctions(client, schema, `proname = $2::text`, [name])
-    await client.query(definition)
-  }
-  await client.query('release replace')
-}
-
-/** What an older version had: whatever this transaction has not written. Not the sources' trigger functions, which are made for each. */
-async function dropOtherFunctions(client: PoolClient, schema: string): Promise<void> {
-  await dropFunctions(client, schema, `prokind in ('f', 'p') and proname !~ '^(source|insert_event)_[0-9]' and age(xmin) > 0`, [])
-}
-
-async function dropFunctions(client: PoolClient, schema: string, condition: string, values: readonly unknown[]): Promise<void> {
-  const { rows } = await client.query<{ signature: string }>(
-    `select oid::regprocedure::text as signature from pg_catalog.pg_proc where pronamespace = $1::text::regnamespace and ${condition}`,
-    [schema, ...values],
-  )
-  for (const { signature } of rows) await client.query(`drop routine ${signature}`)
-}
-
-async function readSqlFiles(schema: string): Promise<SqlFiles> {
-  const read = async (folder: string) => {
-    const files = (await readdir(new URL(`${folder}/`, sqlRoot))).toSorted()
-    return Promise.all(
-      files.map(async (file) => {
-        const text = await readFile(new URL(`${folder}/${file}`, sqlRoot), 'utf8')
-        // The files are written for the schema `pgtally`; nothing else in them is spelled like it with a dot behind.
-        return { name: file.replace('.sql', ''), definition: text.replaceAll('pgtally.', `${schema}.`) }
-      }),
-    )
-  }
-  const [migrations, functions] = await Promise.all([read('migrations'), read('functions')])
-  const functionsHash = createHash('sha256').update(functions.map(({ definition }) => definition).join('\n')).digest('hex')
-  return { migrations: migrations.map(({ definition }) => definition), functions, functionsHash }
 }

@@ -138,6 +138,7 @@ export class Queue {
 
   /** The oldest events that the consumer was not able to handle. */
   async deadLetters(consumer: string, { limit = 100 }: { limit?: number } = {}): Promise<DeadLetter[]> {
+    await requireInstalled(this.#pool, this.#schema)
     const [row] = await query<{ letters: string }>(
       this.#pool,
       `select coalesce(json_agg(json_build_object('number', failed_event_id::text, 'eventId', ev_id, 'time', ev_time, 'key', ev_key, 'delta', ev_delta::text,
@@ -159,6 +160,7 @@ export class Queue {
   }
 
   async #call(name: string, consumer: string, ...more: readonly (readonly [type: string, value: unknown])[]): Promise<string | undefined> {
+    await requireInstalled(this.#pool, this.#schema)
     const parameters = more.map(([type], index) => `, $${index + 3}::${type}`).join('')
     const text = `select ${this.#schema}.${name}($1::text, $2::text${parameters})::text as result`
     // READ COMMITTED, which positions need, whatever the database's default is.
