@@ -66,7 +66,9 @@ async function write(directory: string, exported: readonly string[]): Promise<vo
 
 function withTitle(text: string, name: string): string {
   const note = '<!-- Written by `npm run docs` from the docstrings in src/. -->'
-  const page = text.replace(/^# .*$/m, () => `${note}\n\n# The API of \`${name}\``).trimEnd()
+  const titled = text.replace(/^# .*$/m, () => `${note}\n\n# The API of \`${name}\``).trimEnd()
+  // The plugin counts PgtallyError.code and PgtallyErrorCode as one name.
+  const page = titled.replaceAll('(#pgtallyerrorcode-1)', '(#pgtallyerrorcode)')
   return `${page.replaceAll(/^```ts\n.*?^```$/gms, withSurroundings)}\n`
 }
 

@@ -7,6 +7,7 @@ post_likes and page_views; for TypeScript pool, client, tally, logger and pgtall
   <!-- setup sql                 what readers need not see, run just before (also: setup ts, which becomes part of the block; setup sh)
   alter table …
   -->
+  <!-- check: select …           run after it; must be true -->
   <!-- continues -->             TypeScript that goes on from the block above it, in one module
   <!-- types only: reason -->    TypeScript that is checked and not run
   <!-- not run: reason -->       neither
@@ -23,6 +24,8 @@ export interface Block {
   text: string
   /** Run before it. */
   setup: { language: string; text: string }[]
+  /** SQL for what must be true after it. */
+  checks: string[]
   continues: boolean
   /** Why it is not run. */
   exception?: { kind: 'types only' | 'not run'; reason: string }
@@ -79,17 +82,18 @@ export async function readDocument(path: string): Promise<Document> {
 
 /** Undefined for one with a problem, which is added to `problems`. */
 function createBlock(at: string, line: number, language: string, text: string, comments: readonly string[], problems: string[]): Block | undefined {
-  const block: Block = { at, line, language: language as Language, text, setup: [], continues: false }
+  const block: Block = { at, line, language: language as Language, text, setup: [], checks: [], continues: false }
   const before = problems.length
   for (const comment of comments) {
     const [, setupLanguage, setup] = /^setup (ts|sql|sh)\n(.*)$/s.exec(comment) ?? []
     const [, kind, reason] = /^(types only|not run)(?:: (.+))?$/s.exec(comment) ?? []
     if (setupLanguage === 'ts' && language !== 'ts') problems.push(`${at}: "setup ts" is for TypeScript, of which it becomes part.`)
     else if (setupLanguage !== undefined) block.setup.push({ language: setupLanguage, text: setup ?? '' })
+    else if (comment.startsWith('check: ')) block.checks.push(comment.slice(7))
     else if (comment === 'continues') block.continues = true
     else if (kind !== undefined && reason !== undefined) block.exception = { kind: kind as 'not run', reason }
     else if (kind !== undefined) problems.push(`${at}: "${kind}" needs a reason: <!-- ${kind}: reason -->`)
-    else if (/^(setup|continue|not|types)\b/.test(comment)) problems.push(`${at}: the comment "${comment}" above it is not understood.`)
+    else if (/^(setup|check|continue|not|types)\b/.test(comment)) problems.push(`${at}: the comment "${comment}" above it is not understood.`)
   }
   if (block.exception?.kind !== 'not run' && !languages.includes(language)) {
     problems.push(`${at}: a block ${language === '' ? 'without a language' : `in "${language}"`} cannot be run.`)

@@ -16,7 +16,7 @@ interface Module {
   origins: string[]
 }
 
-export type Step = { at: string } & ({ kind: 'ts'; file: string } | { kind: 'sql' | 'sh' | 'console' | 'json' | 'yaml'; text: string })
+export type Step = { at: string } & ({ kind: 'ts'; file: string } | { kind: 'check'; text: string } | { kind: 'sql' | 'sh' | 'console' | 'json' | 'yaml'; text: string })
 
 /** Writes the TypeScript of all documents to files, and gives what is to be run for each. */
 export async function writeModules(documents: readonly Document[]): Promise<{ steps: Map<Document, Step[]>; modules: Module[] }> {
@@ -37,15 +37,16 @@ export async function writeModules(documents: readonly Document[]): Promise<{ st
       for (const { language, text } of block.setup) {
         if (language !== 'ts') own.push({ at: `${block.at} (setup)`, kind: language as 'sql', text })
       }
+      const checks = (of: Block) => of.checks.map((text) => ({ at: `${of.at} (check)`, kind: 'check' as const, text }))
       if (block.language !== 'ts') {
-        own.push({ at: block.at, kind: block.language, text: block.text })
+        own.push({ at: block.at, kind: block.language, text: block.text }, ...checks(block))
         continue
       }
       const end = run.findIndex((each, at) => at > index && !each.continues)
       const parts = run.slice(index, end < 0 ? undefined : end)
       const module = await writeModule(path.join(folder, `line-${block.line}.ts`), parts, exported)
       modules.push(module)
-      if (block.exception === undefined) own.push({ at: block.at, kind: 'ts', file: module.file })
+      if (block.exception === undefined) own.push({ at: block.at, kind: 'ts', file: module.file }, ...parts.flatMap(checks))
     }
     steps.set(document, own)
   }

@@ -32,6 +32,11 @@ async function runSql(script: string): Promise<void> {
   }
 }
 
+async function check(query: string): Promise<void> {
+  const { rows } = await pool.query<unknown[]>({ text: query, rowMode: 'array' })
+  if (rows[0]?.[0] !== true) throw new Error(`it is not true that ${query}`)
+}
+
 async function runShell(script: string): Promise<string> {
   return new Promise((resolve, reject) => {
     const PATH = [path.join(import.meta.dirname, 'bin'), path.dirname(process.execPath), process.env['PATH']].join(':')
@@ -63,6 +68,7 @@ async function stopWorkers(): Promise<void> {
 async function runStep(step: Step): Promise<void> {
   if (step.kind === 'ts') await import(step.file)
   else if (step.kind === 'sql') await runSql(step.text)
+  else if (step.kind === 'check') await check(step.text)
   else if (step.kind === 'sh') await runShell(step.text)
   else if (step.kind === 'console') await runConsole(step.text)
   else if (step.kind === 'json') JSON.parse(step.text)
