@@ -34,7 +34,7 @@ async function run(document: Document, todo: readonly Step[]): Promise<void> {
   const file = path.join(scratch, document.path.replaceAll(/\W/g, '_'))
   await writeFile(file, JSON.stringify(todo))
   const args = ['--import', hooks, runner, file, ...(document.emptyDatabase ? ['--empty'] : [])]
-  const env = { ...process.env, DATABASE_URL: db.connectionString, NODE_OPTIONS: `--import=${hooks}`, NODE_NO_WARNINGS: '1', NODE_COMPILE_CACHE: path.join(scratch, 'compiled') }
+  const env = { ...process.env, DATABASE_URL: db.connectionString, NODE_OPTIONS: `--import=${hooks}`, NODE_NO_WARNINGS: '1' }
   const { stdout } = await promisify(execFile)(process.execPath, args, { env, timeout: 100_000 })
   const failure = JSON.parse(stdout.trimEnd().split('\n').at(-1) ?? '') as { at?: string; message?: string }
   if (failure.at !== undefined) throw new Error(`${failure.at} fails: ${failure.message}\n${howTo}`)

@@ -20,7 +20,7 @@ async function installed(name: string, range: string): Promise<string | undefine
 /** The compiler of that version, as `[program, ...arguments]`. */
 export async function findTypescript(range: string): Promise<string[] | undefined> {
   const directory = await installed('typescript', range)
-  return directory && [process.execPath, path.join(directory, 'bin/tsc')]
+  return directory === undefined ? undefined : [process.execPath, path.join(directory, 'bin/tsc')]
 }
 
 /** The program of that version of Node.js. */
@@ -28,5 +28,5 @@ export async function findNode(range: string): Promise<string | undefined> {
   // The packages that the npm package `node` chooses from.
   const platform = process.platform === 'darwin' && process.arch === 'arm64' ? 'bin-darwin-arm64' : `${process.platform}-${process.arch}`
   const directory = await installed(`node-${platform}`, range)
-  return directory && path.join(directory, process.platform === 'win32' ? 'bin/node.exe' : 'bin/node')
+  return directory === undefined ? undefined : path.join(directory, process.platform === 'win32' ? 'bin/node.exe' : 'bin/node')
 }
