@@ -3,16 +3,19 @@ import { readFile } from 'node:fs/promises'
 
 import { expect, test } from 'vitest'
 
-import { apiDirectory } from '../scripts/docs/api-reference.ts'
-import { generateReferences } from '../scripts/docs/references.ts'
+import { apiDirectory, apiReference } from '../scripts/docs/api-reference.ts'
+import { commandLineReference } from '../scripts/docs/command-line-reference.ts'
+import { sqlReference } from '../scripts/docs/sql-reference.ts'
 
-test('the references in docs/ are those of the sources', { timeout: 60_000 }, async () => {
-  const references = await generateReferences()
-  const outdated: string[] = []
-  for (const [file, text] of references) {
-    if ((await readFile(file, 'utf8').catch(() => '')) !== text) outdated.push(file)
-  }
-  expect(outdated, 'these are not up to date; run `npm run docs` and commit what it writes').toEqual([])
-  const gone = globSync(`${apiDirectory}/*.md`).filter((file) => !references.has(file))
-  expect(gone, 'these are of exports that are gone').toEqual([])
+const references = [
+  ['of SQL', sqlReference],
+  ['of the command line', commandLineReference],
+  ['of the API', apiReference],
+] as const
+
+test.for(references)('the reference %s is up to date; if not, run `npm run docs`', async ([, generate]) => {
+  const pages = await generate()
+  for (const [file, text] of pages) expect(await readFile(file, 'utf8')).toBe(text)
+  const gone = globSync(`${apiDirectory}/*`).filter((file) => generate === apiReference && !pages.has(file))
+  expect(gone).toEqual([])
 })
