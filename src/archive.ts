@@ -44,6 +44,8 @@ export interface ArchiveOptions extends Omit<Definition, 'mode' | 'schema' | 'ma
  *
  * @example
  * ```ts
+ * import { archive } from 'pgtally/archive'
+ *
  * await using archiver = tally.consumer(archive({ queue: 'post_likes', name: 'archive', directory: '/var/lib/likes' }))
  * // in DuckDB: select key, sum(delta) from '/var/lib/likes/date=2026-11-21/*.parquet' group by key
  * ```

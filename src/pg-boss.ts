@@ -77,7 +77,9 @@ export interface MilestoneJob {
  * @example
  * ```ts
  * await using sender = tally.consumer(milestoneJobs({ counter: 'post_likes', boss, jobQueue: 'congratulate' }))
- * await boss.work<MilestoneJob>('congratulate', async ([job]) => mail(job.data.key, `${job.data.threshold} likes!`))
+ * await boss.work<MilestoneJob>('congratulate', async (batch) => {
+ *   for (const { data } of batch) mail(data.key, `${data.threshold} likes!`)
+ * })
  * ```
  */
 export function milestoneJobs({ counter, ...target }: MilestoneJobsOptions) {
@@ -116,7 +118,7 @@ export interface MaintenanceReport {
  *
  * @example
  * ```ts
- * await scheduleMaintenance(boss, tally, { timeZone: 'Europe/Berlin', onReport: (report) => log.info(report) })
+ * await scheduleMaintenance(boss, tally, { timeZone: 'Europe/Berlin', onReport: (report) => console.log(report) })
  * ```
  */
 export async function scheduleMaintenance(boss: PgBoss, tally: Tally, options: MaintenanceOptions = {}): Promise<void> {

@@ -234,7 +234,7 @@ export class RedisCache {
  * import { createClient } from 'redis'
  * import { createRedisCache } from 'pgtally/redis'
  *
- * const redis = createClient({ url: process.env.REDIS_URL }).on('error', () => {})
+ * const redis = createClient({ url: process.env.REDIS_URL ?? 'redis://localhost' }).on('error', () => {})
  * redis.connect().catch(() => {}) // not awaited: the cache goes without Redis, too
  * const cache = createRedisCache({ redis, tally, ttlMs: 60_000 })
  * const worker = tally.worker({ onApplied: cache.onApplied })

@@ -249,7 +249,7 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
    *
    * @example
    * ```ts
-   * await using views = tally.buffered<string>('page_views', { onError: (error) => log.warn(error) })
+   * await using views = tally.buffered<string>('page_views', { onError: (error) => console.warn(error) })
    * views.add('/home')
    * ```
    */

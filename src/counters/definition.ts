@@ -145,6 +145,10 @@ type KeyOf<DB, D> = D extends { source: infer S }
  *
  * @example
  * ```ts
+ * interface DB {
+ *   posts: { id: number; like_count: number }
+ *   likes: { post_id: number; user_id: number }
+ * }
  * const counters = defineCounters<DB>()({
  *   post_likes: {
  *     source: { table: 'likes', key: 'post_id' },

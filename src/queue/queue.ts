@@ -90,7 +90,7 @@ export class Queue {
    *
    * @example
    * ```ts
-   * await tally.queue('mails').insert(client, { key: userId, data: { template: 'welcome' } })
+   * await tally.queue('mails').insert(client, { key: 'user 7', data: { template: 'welcome' } })
    * ```
    */
   async insert(executor: Executor, { key, delta = 1, data }: NewEvent): Promise<void> {
