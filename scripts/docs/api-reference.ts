@@ -83,6 +83,7 @@ await boss.createQueue('congratulate')`,
   cache: `import { createClient } from 'redis'
 import { createRedisCache } from 'pgtally/redis'
 const cache = createRedisCache({ redis: createClient().on('error', () => {}), tally, ttlMs: 60_000 })`,
+  serveHttp: "import { serveHttp } from 'pgtally/http'",
   totalPool: 'const totalPool = pool',
   total: 'const total = createTally({ pool })',
   "{ counter: 'post_likes'": `await tally.dropCounter('post_likes')
@@ -92,9 +93,15 @@ await tally.createCounter('post_likes', { source: { table: 'likes', key: 'post_i
   "'mails'": "await tally.createQueue('mails', { keyType: 'text' })",
 }
 
+const unrunnable: readonly (readonly [part: string, reason: string])[] = [
+  ['directory: ', 'it writes to a directory of the machine'],
+  ['serveHttp(', 'the port may be taken; test/http-server.test.ts does the same'],
+  ['tally.grant(', 'roles are the whole server\'s; test/access.test.ts does the same'],
+]
+
 function withSurroundings(block: string): string {
   const needed = Object.entries(surroundings).filter(([name]) => (/^\w+$/.test(name) ? new RegExp(String.raw`(?<![\w.])${name}(?!\w)`).test(block) : block.includes(name)) && !block.includes(`const ${name} `))
   const setup = needed.map(([, text]) => text).join('\n')
-  const unrunnable = block.includes('directory: ') ? '<!-- types only: it writes to a directory of the machine -->\n' : ''
-  return `${unrunnable}${setup === '' ? '' : `<!-- setup ts\n${setup}\n-->\n`}${block}`
+  const reason = unrunnable.find(([part]) => block.includes(part))?.[1]
+  return `${reason === undefined ? '' : `<!-- types only: ${reason} -->\n`}${setup === '' ? '' : `<!-- setup ts\n${setup}\n-->\n`}${block}`
 }
