@@ -9,6 +9,7 @@ import { exitCodeFor, wrongUsage } from './command.ts'
 import { consumerCommand } from './consumer.ts'
 import { counterCommand } from './counter.ts'
 import { demoCommand } from './demo.ts'
+import { doctorCommand } from './doctor.ts'
 import { drainCommand } from './drain.ts'
 import { installCommand } from './install.ts'
 import { rebaseCommand } from './rebase.ts'
@@ -31,6 +32,7 @@ const commands = [
   workerCommand(),
   drainCommand(),
   statusCommand(),
+  doctorCommand(),
   auditCommand(),
   reconcileCommand(),
   rebaseCommand(),
