@@ -21,6 +21,11 @@ test('settings of the server, transactions and what they hold', async (context) 
   await using db = await createTestDatabase(server.connectionString)
   const tally = await installed(db)
   const blog = await createBlog(db, tally)
+  // Only reads: no transaction id is given out.
+  const nextId = () => value<string>(db.pool, 'select pg_snapshot_xmax(pg_current_snapshot())')
+  const before = await nextId()
+  expect((await diagnose(db)).notChecked).toEqual([])
+  expect(await nextId()).toBe(before)
   await cure(db, { code: 'AUTOVACUUM_OFF', name: 'autovacuum' })
   await db.pool.query('alter system set autovacuum = off')
   await db.pool.query('select pg_reload_conf()')
@@ -82,6 +87,7 @@ test('a standby, and what it holds back on the primary', async (context) => {
   url.port = String(standby.port)
   const pool = new pg.Pool({ connectionString: url.href })
   pool.on('error', () => {})
+  pool.on('connect', (client) => client.on('error', () => {}))
   const onStandby: TestDatabase = { ...db, connectionString: url.href, pool, connect: async () => pool.connect() as never }
 
   const diagnosis = await waitFor(() => diagnose(onStandby).catch(() => undefined), { what: 'the standby to answer' })

@@ -6,9 +6,12 @@ import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 
 import { createTally, type Diagnosis, type Tally } from '../src/index.ts'
 import { judgeServer } from '../src/install/doctor/checks/server-version.ts'
+import { checks } from '../src/install/doctor/checks.ts'
 import { findingLevels } from '../src/install/doctor/doctor.ts'
+import { readFacts } from '../src/install/doctor/facts.ts'
+import { defaultLimits } from '../src/install/doctor/limits.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
-import { apply, applyAll, createBlog, installed, like, value, type Blog } from './support/fixtures.ts'
+import { apply, applyAll, column, createBlog, installed, like, value, type Blog } from './support/fixtures.ts'
 import { cure, diagnose, find, findSoon, follow, pgtally } from './support/patient.ts'
 
 let db: TestDatabase
@@ -57,18 +60,33 @@ describe('a healthy database', () => {
     await own.pool.query(`select pgtally.register_consumer($1, 'notifier')`, [blog.counter])
     expect(troubles(await ownTally.doctor())).toEqual([])
     const worker = ownTally.worker()
-    let writing = true
+    const load = new AbortController()
     const writers = [1, 2].map(async () => {
-      while (writing) await like(own.pool, blog, 1)
+      while (!load.signal.aborted) await like(own.pool, blog, 1)
     })
     for (let look = 0; look < 5; look++) expect(troubles(await ownTally.doctor())).toEqual([])
-    writing = false
+    load.abort()
     await Promise.all(writers)
     await worker.stop()
     const { findings, fine, notChecked } = await ownTally.doctor()
     expect(findings).toContainEqual(expect.objectContaining({ code: 'ROLE', level: 'info', problem: expect.stringMatching(/run a worker; read counts/) }))
     expect(fine).toContain('triggers of sources and partitions')
     expect(notChecked).toEqual([])
+  })
+
+  test('no check takes a lock that a writer would wait for', async () => {
+    await createBlog(db, tally)
+    await partitioned('locked')
+    const client = await db.connect()
+    const facts = await readFacts(client, 'pgtally')
+    const context = { ...facts, schema: 'pgtally', limits: defaultLimits, command: () => '' }
+    for (const { name, query } of checks) {
+      if (query === undefined) continue
+      await client.query(`begin; ${query(context)}`)
+      const modes = await column<string>(client, `select distinct mode from pg_locks where pid = pg_backend_pid() and locktype = 'relation'`)
+      expect({ name, modes }).toEqual({ name, modes: ['AccessShareLock'] })
+      await client.query('rollback')
+    }
   })
 
   test('200 counters take as many queries as none', async () => {
@@ -201,7 +219,7 @@ describe('triggers', () => {
     await db.pool.query(`alter role ${role} in database ${database} set session_replication_role = 'replica'`)
     await cure(db, { code: 'REPLICATION_ROLE', name: role })
     await db.pool.query(`alter database ${database} set session_replication_role = replica`)
-    await cure(db, { code: 'REPLICATION_ROLE', name: database })
+    expect(await cure(db, { code: 'REPLICATION_ROLE', name: database })).toMatchObject({ level: 'error', subject: { kind: 'database' } })
   })
 })
 
@@ -211,7 +229,7 @@ describe('definitions', () => {
     await tally.createCounter('old', { source: { table: 'old_likes', key: 'post_id' } }, { backfill: false })
     await cure(db, { code: 'BACKFILL_MISSING', name: 'old' })
     await db.pool.query(`insert into pgtally.reconciliation (counter_id, reason, after_key) select counter_id, 'backfill', '1' from pgtally.counter where name = 'old'`)
-    await cure(db, { code: 'RECONCILE_UNFINISHED', name: 'old' })
+    expect(await cure(db, { code: 'RECONCILE_UNFINISHED', name: 'old' })).toMatchObject({ level: 'warning' })
     await tally.dropCounter('old')
   })
 
@@ -221,10 +239,10 @@ describe('definitions', () => {
     ['TARGET_DROPPED', ({ posts }: Blog) => `drop table ${posts} cascade`],
     ['TARGET_CHANGED', ({ posts }: Blog) => `alter table ${posts} drop like_count`],
   ] as const) {
-    test(code, async () => {
+    test(`${code}`, async () => {
       const blog = await createBlog(db, tally)
       await db.pool.query(change(blog))
-      await cure(db, { code, name: blog.counter })
+      expect(await cure(db, { code, name: blog.counter })).toMatchObject({ level: 'error' })
     })
   }
 
@@ -234,7 +252,7 @@ describe('definitions', () => {
     await cure(db, { code: 'TARGET_KEY_NOT_UNIQUE', name: blog.counter })
     // A column that is gone as well is what comes first.
     await db.pool.query(`drop index ${blog.posts}_id_idx; alter table ${blog.posts} rename like_count to n`)
-    await cure(db, { code: 'TARGET_CHANGED', name: blog.counter })
+    expect(await cure(db, { code: 'TARGET_CHANGED', name: blog.counter })).toMatchObject({ level: 'error' })
   })
 
   test('positions of another cluster', async () => {
@@ -304,7 +322,7 @@ describe('the target', () => {
     await db.pool.query(`alter table ${blog.posts} set (autovacuum_enabled = off), alter title set storage plain; update ${blog.posts} set title = repeat('x', 6000)`)
     await cure(db, { code: 'TARGET_NOT_HOT', name: `public.${blog.posts}`, limits: { updates: 100 } })
     await cure(db, { code: 'DEAD_ROWS', name: `public.${blog.posts}`, limits: { deadRows: 100 } })
-    await cure(db, { code: 'TABLE_AUTOVACUUM_OFF', name: `public.${blog.posts}` })
+    expect(await cure(db, { code: 'TABLE_AUTOVACUUM_OFF', name: `public.${blog.posts}` })).toMatchObject({ level: 'warning' })
   })
 })
 
@@ -328,7 +346,9 @@ describe('progress', () => {
   test('no worker; one counter stuck, slow, or failing', async () => {
     await using own = await createTestDatabase()
     const ownTally = await installed(own)
-    const [one, other] = [await createBlog(own, ownTally), await createBlog(own, ownTally)]
+    // Events are made hours old here, and their slots not overdue.
+    const rest = { rotationPeriodMs: 3_600_000 }
+    const [one, other] = [await createBlog(own, ownTally, { rest }), await createBlog(own, ownTally, { rest })]
     const back = (blog: Blog) => age(blog.counter, '10 minutes', own)
     const codes = async () => troubles(await diagnose(own)).map(({ code, subject }) => `${code} ${subject.name}`)
 

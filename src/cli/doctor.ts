@@ -26,7 +26,7 @@ const width = 80
 const mostOfOneCode = 3
 const colors = { error: 'red', warning: 'yellow', info: 'cyan' } as const
 
-export function describeDiagnosis({ findings, fine, notChecked }: Diagnosis): string {
+function describeDiagnosis({ findings, fine, notChecked }: Diagnosis): string {
   const counted = (['error', 'warning'] as const).map((level) => {
     const count = findings.filter((finding) => finding.level === level).length
     return `${count === 0 ? 'no' : count} ${level}${count === 1 ? '' : 's'}`

@@ -26,7 +26,7 @@ export interface Facts {
   mayReadVersion: boolean
 }
 
-export async function readFacts(client: PoolClient, schema: string): Promise<Facts> {
+export async function readFacts(client: Pick<PoolClient, 'query'>, schema: string): Promise<Facts> {
   const { rows } = await client.query<{ facts: string }>(
     `select json_build_object(
       'serverVersion', current_setting('server_version_num')::int, 'serverVersionName', current_setting('server_version'),
