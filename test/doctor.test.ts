@@ -5,9 +5,10 @@ import pg from 'pg'
 import { afterAll, beforeAll, describe, expect, test, vi } from 'vitest'
 
 import { createTally, type Diagnosis, type Tally } from '../src/index.ts'
+import type { Check } from '../src/install/doctor/check.ts'
 import { judgeServer } from '../src/install/doctor/checks/server-version.ts'
 import { checks } from '../src/install/doctor/checks.ts'
-import { findingLevels } from '../src/install/doctor/doctor.ts'
+import { examine, findingLevels } from '../src/install/doctor/doctor.ts'
 import { readFacts } from '../src/install/doctor/facts.ts'
 import { defaultLimits } from '../src/install/doctor/limits.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
@@ -87,6 +88,15 @@ describe('a healthy database', () => {
       expect({ name, modes }).toEqual({ name, modes: ['AccessShareLock'] })
       await client.query('rollback')
     }
+  })
+
+  test('a check could not write, nor take long', async () => {
+    const look = (name: string, query: string): Check => ({ name, codes: {}, needsSchema: false, query: () => query, find: () => [] })
+    const chosen = [look('a write', `select nextval('pgtally.batch_batch_id_seq')`), look('a long look', 'select pg_sleep(60)'), look('the rest', 'select 1')]
+    const { findings, fine, notChecked } = await examine(db.pool, 'pgtally', { limits: { ...defaultLimits, statementTimeoutMs: 300 }, chosen })
+    expect(notChecked).toMatchObject([{ check: 'a write', reason: expect.stringContaining('read-only transaction') }, { check: 'a long look' }])
+    expect(findings.map(({ problem }) => problem)).toContainEqual(expect.stringContaining('It took more than 0.3 seconds, and was cancelled'))
+    expect(fine).toEqual(['the rest'])
   })
 
   test('200 counters take as many queries as none', async () => {

@@ -39,7 +39,9 @@ function describeDiagnosis({ findings, fine, notChecked }: Diagnosis): string {
     const others = same.slice(mostOfOneCode)
     return position === mostOfOneCode ? [wrap(`… and ${others.length} more of ${finding.code}, see --json: ${names(others)}`, '')] : []
   })
-  const skipped = Map.groupBy(notChecked, ({ reason }) => reason)
+  // What a finding names already is not said twice.
+  const said = findings.flatMap(({ code, problem }) => (code === 'NOT_CHECKED' || code === 'CHECK_FAILED' ? [problem] : [])).join()
+  const skipped = Map.groupBy(notChecked.filter(({ check }) => !said.includes(check)), ({ reason }) => reason)
   return [
     `${counted.join(', ')}.`.replace(/^n/, 'N'),
     ...told,

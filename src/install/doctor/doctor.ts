@@ -30,13 +30,12 @@ export interface Finding extends Found<FindingCode> {
 export interface Diagnosis {
   /** Errors first, then warnings, then what is good to know. */
   findings: Finding[]
-  /** What was looked at and has neither error nor warning. */
+  /** What was looked at and found to be well. */
   fine: string[]
   /** What was not looked at. */
   notChecked: { check: string; reason: string }[]
 }
 
-const statementTimeoutMs = 5000
 // Only something like a migration holds a lock that a reader waits for.
 const lockTimeoutMs = 200
 
@@ -55,7 +54,7 @@ const readingFunctions = [
  * @throws what the driver says where there is no connection
  */
 export async function examine(pool: Pool, schema: string, { limits = defaultLimits, chosen = checks }: { limits?: Limits; chosen?: readonly AnyCheck[] } = {}): Promise<Diagnosis> {
-  const facts = await readOnly(pool, (client) => readFacts(client, schema))
+  const facts = await readOnly(pool, limits, (client) => readFacts(client, schema))
   const command = (...words: string[]) => ['pgtally', ...words, ...(schema === defaultSchema ? [] : ['--schema', schema])].map(quoteWord).join(' ')
   const context: Context = { ...facts, schema, limits, command }
   const findings: Finding[] = []
@@ -70,10 +69,11 @@ export async function examine(pool: Pool, schema: string, { limits = defaultLimi
     }
     let rows: unknown[] | undefined
     try {
-      rows = check.query === undefined ? [] : await readRows(pool, check.query(context))
+      rows = check.query === undefined ? [] : await readRows(pool, limits, check.query(context))
       const found = check.find(rows as never[], context).map((one) => withLevel(one))
       findings.push(...found)
-      if (found.every(({ level }) => level === 'info')) fine.push(check.name)
+      // Where there is something to do, it is not all well.
+      if (found.every(({ remedy }) => remedy.length === 0)) fine.push(check.name)
     } catch (error) {
       // Without a server there is no diagnosis.
       if (rows === undefined && isConnectionError(error)) throw error
@@ -92,7 +92,7 @@ export async function examine(pool: Pool, schema: string, { limits = defaultLimi
 
 const withLevel = (found: Found): Finding => ({ level: findingLevels[found.code as FindingCode], ...(found as Found<FindingCode>) })
 
-function readOnly<T>(pool: Pool, work: (client: PoolClient) => Promise<T>): Promise<T> {
+function readOnly<T>(pool: Pool, { statementTimeoutMs }: Limits, work: (client: PoolClient) => Promise<T>): Promise<T> {
   return inTransaction(pool, async (client) => {
     // Without a search path names come out with their schemas, and mean the same wherever the remedy is pasted.
     await client.query(`set transaction read only; set local statement_timeout = ${statementTimeoutMs}; set local lock_timeout = ${lockTimeoutMs};
@@ -101,26 +101,25 @@ function readOnly<T>(pool: Pool, work: (client: PoolClient) => Promise<T>): Prom
   })
 }
 
-function readRows(pool: Pool, query: string): Promise<unknown[]> {
-  return readOnly(pool, async (client) => {
+function readRows(pool: Pool, limits: Limits, query: string): Promise<unknown[]> {
+  return readOnly(pool, limits, async (client) => {
     // As JSON text, which no type parser of the caller's changes.
     const { rows } = await client.query<{ rows: string }>(`select coalesce(json_agg(to_json(found)), '[]')::text as rows from (${query}) found`)
     return JSON.parse(rows[0]?.rows ?? '[]') as unknown[]
   })
 }
 
-function failed(check: string, state: string | undefined, reason: string, { database }: Context): Found<FindingCode> {
+function failed(check: string, state: string | undefined, reason: string, { database, limits }: Context): Found<FindingCode> {
   const timeout = state === '57014'
   return {
     code: 'CHECK_FAILED',
     subject: { kind: 'database', name: database },
-    problem: `Not checked: ${check}. ${timeout ? `It took more than ${statementTimeoutMs / 1000} seconds, and was cancelled so as to do no harm` : reason}.`,
+    problem: `Not checked: ${check}. ${timeout ? `It took more than ${limits.statementTimeoutMs / 1000} seconds, and was cancelled so as to do no harm` : reason}.`,
     remedy: [{ advice: timeout ? 'Try again when the server is less busy.' : 'Try again; if it stays, report it as a bug of pgtally, with this message.' }],
   }
 }
 
-function notPermitted(names: readonly string[], { schema, role }: Context): Found<FindingCode> {
-  const grantee = /^[a-z_][a-z0-9_]*$/.test(role) ? role : `"${role.replaceAll('"', '""')}"`
+function notPermitted(names: readonly string[], { schema, role, quotedRole }: Context): Found<FindingCode> {
   return {
     code: 'NOT_CHECKED',
     subject: { kind: 'role', name: role },
@@ -128,7 +127,11 @@ function notPermitted(names: readonly string[], { schema, role }: Context): Foun
     remedy: [
       { advice: 'Run it as the owner of the schema; or grant this role, as that owner, the right to read:' },
       {
-        sql: `GRANT USAGE ON SCHEMA ${schema} TO ${grantee};\nGRANT SELECT ON ALL TABLES IN SCHEMA ${schema} TO ${grantee};\n${readingFunctions.map((name) => `GRANT EXECUTE ON FUNCTION ${schema}.${name} TO ${grantee};`).join('\n')}`,
+        sql: [
+          `GRANT USAGE ON SCHEMA ${schema} TO ${quotedRole};`,
+          `GRANT SELECT ON ALL TABLES IN SCHEMA ${schema} TO ${quotedRole};`,
+          `GRANT EXECUTE ON FUNCTION\n  ${readingFunctions.map((name) => `${schema}.${name}`).join(',\n  ')}\n  TO ${quotedRole};`,
+        ].join('\n'),
       },
     ],
   }

@@ -10,6 +10,8 @@ export interface Facts {
   serverVersionName: string
   database: string
   role: string
+  /** As it stands in SQL. */
+  quotedRole: string
   /** Whether the role sees what the sessions of others do. */
   seesSessions: boolean
   /** A standby: it can be read only. */
@@ -30,7 +32,7 @@ export async function readFacts(client: Pick<PoolClient, 'query'>, schema: strin
   const { rows } = await client.query<{ facts: string }>(
     `select json_build_object(
       'serverVersion', current_setting('server_version_num')::int, 'serverVersionName', current_setting('server_version'),
-      'database', current_database(), 'role', current_user, 'seesSessions', pg_has_role(current_user, 'pg_read_all_stats', 'usage'),
+      'database', current_database(), 'role', current_user, 'quotedRole', quote_ident(current_user), 'seesSessions', pg_has_role(current_user, 'pg_read_all_stats', 'usage'),
       'standby', pg_is_in_recovery(),
       'schemaExists', n.oid is not null, 'schemaIsOwn', i.oid is not null,
       'mayUseSchema', coalesce(has_schema_privilege(n.oid, 'usage'), false), 'mayReadVersion', coalesce(has_table_privilege(i.oid, 'select'), false))::text as facts

@@ -1,5 +1,7 @@
-/** From where on the doctor mentions something. */
+/** From where on the doctor mentions something, and how long it looks. */
 export interface Limits {
+  /** Of each check. */
+  statementTimeoutMs: number
   /** A counter's events are applied within milliseconds while a worker runs. */
   counterLagSeconds: number
   /** Other consumers may wait on purpose until a batch is worth it. */
@@ -22,6 +24,7 @@ export interface Limits {
 }
 
 export const defaultLimits: Limits = {
+  statementTimeoutMs: 5000,
   counterLagSeconds: 60,
   consumerLagSeconds: 900,
   carriedSeconds: 60,

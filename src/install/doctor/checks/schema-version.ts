@@ -5,7 +5,7 @@ export const schemaVersion = defineCheck()({
   name: 'version of the schema',
   codes: { NOT_INSTALLED: 'error', SCHEMA_NOT_OWN: 'error', SCHEMA_TOO_OLD: 'error', SCHEMA_TOO_NEW: 'error', SCHEMA_HIDDEN: 'warning' },
   needsSchema: false,
-  find: (_, { schema, schemaExists, schemaIsOwn, mayUseSchema, mayReadVersion, schemaVersion: version, expectedVersion, role, database, command }) => {
+  find: (_, { schema, schemaExists, schemaIsOwn, mayUseSchema, mayReadVersion, schemaVersion: version, expectedVersion, role, quotedRole, database, command }) => {
     const subject = { kind: 'schema', name: schema } as const
     if (!schemaExists) {
       return [{
@@ -24,12 +24,11 @@ export const schemaVersion = defineCheck()({
       }]
     }
     if (!mayUseSchema || !mayReadVersion) {
-      const grantee = `"${role.replaceAll('"', '""')}"`
       return [{
         code: 'SCHEMA_HIDDEN',
         subject: { kind: 'role', name: role },
         problem: `The role "${role}" may not read which version of pgtally is installed.`,
-        remedy: [{ sql: `GRANT USAGE ON SCHEMA ${schema} TO ${grantee};\nGRANT SELECT ON ${schema}.installation TO ${grantee};` }],
+        remedy: [{ sql: `GRANT USAGE ON SCHEMA ${schema} TO ${quotedRole};\nGRANT SELECT ON ${schema}.installation TO ${quotedRole};` }],
       }]
     }
     if (version === undefined || version < expectedVersion) {

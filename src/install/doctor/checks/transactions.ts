@@ -22,7 +22,7 @@ export const transactions = defineCheck<Row>()({
         case when state like 'idle in transaction%' then ${secondsSince('state_change')} end as "idleSeconds", left(regexp_replace(query, '\\s+', ' ', 'g'), 60) as query
       from pg_stat_activity where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid() and xact_start is not null
     ) open where "idleSeconds" > ${limits.idleInTransactionSeconds} or seconds > ${limits.transactionSeconds} order by seconds desc`,
-  find: (rows, { seesSessions, role: ownRole, limits }) => [
+  find: (rows, { seesSessions, role: ownRole, quotedRole, limits }) => [
     ...rows.map(({ pid, role, application, client, state, seconds, idleSeconds, query }) => {
       const idle = idleSeconds !== null && idleSeconds > limits.idleInTransactionSeconds
       const who = `${application}, role ${role}${client === null ? '' : `, from ${client}`}`
@@ -45,7 +45,7 @@ export const transactions = defineCheck<Row>()({
           code: 'SESSIONS_HIDDEN' as const,
           subject: { kind: 'role' as const, name: ownRole },
           problem: `The role "${ownRole}" sees its own sessions only: long transactions of others are not found.`,
-          remedy: [{ sql: `GRANT pg_read_all_stats TO "${ownRole.replaceAll('"', '""')}";` }],
+          remedy: [{ sql: `GRANT pg_read_all_stats TO ${quotedRole};` }],
         }]),
   ],
 })
