@@ -22,10 +22,10 @@ export interface Check<Code extends string = string, Row = never> {
   find: (rows: Row[], context: Context) => Found<Code>[]
 }
 
-/** Gives a check its types: those of its rows are stated, its codes are inferred. */
+/** Gives a check its types: those of its rows are stated, and concern it alone; its codes are inferred. */
 export const defineCheck =
   <Row = never>() =>
-  <const Code extends string>(check: Check<Code, Row>): Check<Code, Row> =>
+  <const Code extends string>(check: Check<Code, Row>): Check<Code> =>
     check
 
 /** "1 hour 5 minutes", in at most two units. */

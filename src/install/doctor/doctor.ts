@@ -15,7 +15,7 @@ import type { Limits } from './limits.ts'
 const ownCodes = { NOT_CHECKED: 'warning', CHECK_FAILED: 'warning' } as const satisfies Record<string, FindingLevel>
 
 type AnyCheck = Check | (typeof checks)[number]
-type CodesOf<C> = C extends Check<infer Code, infer _Row> ? Code : never
+type CodesOf<C> = C extends Check<infer Code> ? Code : never
 
 /** Says what a finding is, for programs. It keeps its meaning from release to release. */
 export type FindingCode = CodesOf<(typeof checks)[number]> | keyof typeof ownCodes
