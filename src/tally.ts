@@ -11,6 +11,8 @@ import { query } from './executor.ts'
 import type { Executor } from './executor.ts'
 import { grant, revoke } from './install/access.ts'
 import type { Access, Granted } from './install/access.ts'
+import { examine } from './install/doctor/doctor.ts'
+import type { Diagnosis } from './install/doctor/doctor.ts'
 import { install, requireInstalled, uninstall } from './install/install.ts'
 import type { InstallResult } from './install/install.ts'
 import { Consumer } from './queue/consumer.ts'
@@ -298,6 +300,22 @@ export class Tally<Keys extends Record<string, Key> = Record<never, never>> {
   async status(): Promise<Status> {
     await requireInstalled(this.#pool, this.schema)
     return readStatus(this.#pool, this.schema)
+  }
+
+  /**
+   * Looks for whatever makes counts wrong, late or slow, or soon will, with the remedy for each. Only reads: in short transactions, with a statement timeout, without a lock that a writer would wait for;
+   * also on a standby, and where pgtally is not installed or of another version. What the role may not read is named in a finding. The codes are in docs/doctor.md.
+   *
+   * @throws what the driver says where there is no connection
+   *
+   * @example
+   * ```ts
+   * const { findings } = await tally.doctor()
+   * for (const { level, code, subject, problem } of findings) if (level === 'error') console.error(code, subject.name, problem)
+   * ```
+   */
+  async doctor(): Promise<Diagnosis> {
+    return examine(this.#pool, this.schema)
   }
 }
 

@@ -161,6 +161,7 @@ test('a reader reads counts, status and dead letters, and audits what it may rea
   const status = await reader.tally.status()
   expect(status.counters.map(({ name, problems }) => [name, problems])).toEqual([['page_views', []], ['post_likes', []], ['votes', []]])
   expect(status.consumers).toHaveLength(1)
+  expect((await reader.tally.doctor()).notChecked).toEqual([])
 
   await expect(likes.audit()).rejects.toMatchObject({ code: '42501', message: expect.stringContaining('likes') })
   await owner.client.query(`grant select (post_id) on likes to ${reader.role}`)

@@ -65,7 +65,7 @@ const succeeded = { code: 0, stderr: '' }
 
 describe('help and usage', () => {
   test('each command explains itself', async () => {
-    const commands = [['install'], ['uninstall'], ['counter'], ['counter', 'create'], ['counter', 'list'], ['counter', 'reset'], ['counter', 'drop'], ['worker'], ['consumer'], ['consumer', 'list'], ['consumer', 'register'], ['consumer', 'unregister'], ['consumer', 'pause'], ['consumer', 'resume'], ['consumer', 'seek'], ['consumer', 'skip'], ['consumer', 'dead-letters'], ['consumer', 'replay'], ['consumer', 'purge'], ['drain'], ['status'], ['audit'], ['reconcile'], ['rebase']]
+    const commands = [['install'], ['uninstall'], ['counter'], ['counter', 'create'], ['counter', 'list'], ['counter', 'reset'], ['counter', 'drop'], ['worker'], ['consumer'], ['consumer', 'list'], ['consumer', 'register'], ['consumer', 'unregister'], ['consumer', 'pause'], ['consumer', 'resume'], ['consumer', 'seek'], ['consumer', 'skip'], ['consumer', 'dead-letters'], ['consumer', 'replay'], ['consumer', 'purge'], ['drain'], ['status'], ['doctor'], ['audit'], ['reconcile'], ['rebase']]
     for (const command of commands) {
       expect(await here(db.connectionString, ...command, '--help')).toEqual({ ...succeeded, stdout: expect.stringContaining(`Usage: ${['pgtally', ...command].join(' ')} `) })
     }

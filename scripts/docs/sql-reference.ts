@@ -19,9 +19,11 @@ const groups: readonly (readonly [title: string, about: string, names: readonly 
     'pause_consumer', 'resume_consumer', 'seek', 'skip',
   ]],
   ['Forwarding', 'See [forwarding](forwarding.md).', ['export_batch', 'receive_batch', 'received_batch', 'accept_batch']],
-  ['Administration', 'Where everything stands, and what to do after a restore.', [
-    'counter_status', 'counter_problems', 'queue_status', 'consumer_status', 'oldest_transaction', 'rebase',
+  ['Administration', 'Where everything stands, what is wrong, and what to do after a restore.', [
+    'counter_status', 'counter_problems', 'counter_findings', 'queue_status', 'slot_status', 'slot_waits_for', 'consumer_status', 'consumer_backlog', 'latest_dead_letters', 'audit_status', 'record_audit',
+    'carried_locks', 'target_headroom', 'oldest_transaction', 'rebase',
   ]],
+  ['Rights', 'See [security](security.md).', ['grant_access', 'revoke_access', 'renew_access', 'missing_rights']],
 ]
 
 const head = `<!-- Written by \`npm run docs\` from the comments in sql/functions. -->

@@ -22,11 +22,7 @@ begin
         raise exception 'Counter "%": the column %.% cannot hold both the key and the count', counter_name, target, target_key
             using errcode = 'TL003', hint = format('Add one for the count: ALTER TABLE %s ADD COLUMN like_count bigint NOT NULL DEFAULT 0.', target);
     end if;
-    if not exists (
-        select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-        where i.indrelid = target and a.attname = target_key and i.indnkeyatts = 1
-            and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null
-    ) then
+    if not pgtally.is_unique_key(target, target_key) then
         raise exception 'Counter "%": %.% has no unique index, so a key could mean several rows', counter_name, target, target_key
             using errcode = 'TL003', hint = format('Add one: CREATE UNIQUE INDEX CONCURRENTLY ON %s (%I).', target, target_key);
     end if;

@@ -7,6 +7,7 @@ import { exitCodeFor, wrongUsage } from './command.ts'
 import { consumerCommand } from './consumer.ts'
 import { counterCommand } from './counter.ts'
 import { demoCommand } from './demo.ts'
+import { doctorCommand } from './doctor.ts'
 import { drainCommand } from './drain.ts'
 import { grantCommand, revokeCommand } from './grant.ts'
 import { installCommand } from './install.ts'
@@ -33,6 +34,7 @@ const commands = [
   workerCommand(),
   drainCommand(),
   statusCommand(),
+  doctorCommand(),
   auditCommand(),
   reconcileCommand(),
   rebaseCommand(),

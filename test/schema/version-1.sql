@@ -730,6 +730,54 @@ begin
 end
 $$;
 
+-- carried_locks(min_age): for each counter that has carried a delta for so long: the key that has waited longest, and who has its row locked.
+--
+-- pid: the session whose transaction holds the row; gid: the prepared transaction that does; both NULL where the row is free at this moment, or where the caller may not read it.
+-- Waits for nobody.
+create or replace function pgtally.carried_locks(min_age interval default '1 minute')
+returns table (counter text, key text, since timestamptz, target regclass, pid integer, gid text)
+language plpgsql stable set search_path = pg_catalog, pg_temp set row_security = off set lock_timeout = '10ms' as $$
+#variable_conflict use_column
+declare
+    found_counter record;
+    locker xid;
+    lockers xid[];
+begin
+    for found_counter in select k.* from pgtally.counter k order by k.name loop
+        execute format('select key::text, since from pgtally.carried_%s where since < clock_timestamp() - $1 order by since limit 1', found_counter.counter_id)
+        into key, since using min_age;
+        continue when key is null;
+        counter := found_counter.name;
+        target := found_counter.target_table;
+        pid := null;
+        gid := null;
+        locker := null;
+        begin
+            -- Who has locked a row, or has updated it and not ended, stands in its xmax; or there stands a multixact, a list of several.
+            execute format('select t.xmax from %s t where t.%I = $1::%s', found_counter.target_table, found_counter.target_key,
+                pgtally.key_type((select k from pgtally.counter k where k.counter_id = found_counter.counter_id)))
+            into locker using key;
+        exception when insufficient_privilege or lock_not_available or undefined_table or undefined_column or syntax_error then
+            null;
+        end;
+        lockers := array[locker];
+        if locker is not null and not exists (select from pg_locks l where l.locktype = 'transactionid' and l.transactionid = locker) then
+            begin
+                lockers := array(select m.xid from pg_get_multixact_members(locker) m);
+            exception when others then
+                -- No multixact has that number.
+                null;
+            end;
+        end if;
+        select l.pid, p.gid into pid, gid
+        from pg_locks l left join pg_prepared_xacts p on p.transaction = l.transactionid
+        where l.locktype = 'transactionid' and l.mode = 'ExclusiveLock' and l.granted and l.transactionid = any (lockers)
+        limit 1;
+        return next;
+    end loop;
+end
+$$;
+
 -- claim_batch(queue_name, consumer_name, lease, …): gives the caller a batch that is its own for so long: processes share a consumer's batches.
 --
 -- To be committed at once. What is given: the oldest open batch whose claim has ended and at which no transaction is at work (lock_batch()), as its
@@ -791,6 +839,58 @@ begin
         claim, clock_timestamp() + lease, position.batches + 1, 0, 0)
     returning b.batch_id, b.token into batch_id, token;
     update pgtally.failed_event f set batch_id = claim_batch.batch_id where f.failed_event_id = any (failed);
+end
+$$;
+
+-- consumer_backlog(): how far behind each consumer is, counters included, at a price that does not grow with the backlog.
+--
+-- queue, consumer: their names; counter: whether it is one. pending_since: about when the oldest event that it has not finished was written, by the first thousand of
+-- them in the order of their transactions; NULL when there is none. carried_since: when the oldest delta that a counter has carried was taken from the queue.
+-- last_batch_at: when it last finished a batch; NULL when it has finished none. open_batches: given and not finished, and claimed_until: until when the
+-- last of these is somebody's. foreign_cluster: its position is another database cluster's, so all events there are pending.
+--
+-- counter_status() and consumer_status() count what is pending, and take longer the more that is.
+create or replace function pgtally.consumer_backlog()
+returns table (
+    queue text, consumer text, counter boolean, pending_since timestamptz, carried_since timestamptz, last_batch_at timestamptz,
+    open_batches bigint, claimed_until timestamptz, paused_at timestamptz, last_error text, last_error_at timestamptz, foreign_cluster boolean
+)
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+#variable_conflict use_column
+declare
+    own_cluster constant bigint := pgtally.system_identifier();
+    found_consumer record;
+begin
+    for found_consumer in
+        select c.*, q.name as queue_name, k.counter_id is not null as is_counter, pgtally.unfinished_since(c.consumer_id) as boundary
+        from pgtally.consumer c
+        join pgtally.queue q using (queue_id)
+        left join pgtally.counter k on k.counter_id = c.consumer_id
+        order by q.name, c.name
+    loop
+        queue := found_consumer.queue_name;
+        consumer := found_consumer.name;
+        counter := found_consumer.is_counter;
+        paused_at := found_consumer.paused_at;
+        last_error := found_consumer.last_error;
+        last_error_at := found_consumer.last_error_at;
+        foreign_cluster := found_consumer.system_identifier <> own_cluster;
+        -- Ordered, so that the index gives the first ones, and not those of whichever slot comes first.
+        execute format('select min(e.ev_time) from (select e.ev_time from (%s) e order by e.ev_txid limit 1000) e',
+            case when foreign_cluster then format('select ev_txid, ev_time from pgtally.event_%s', found_consumer.queue_id)
+                else pgtally.events_query(found_consumer.queue_id, found_consumer.boundary, null, 'ev_txid, ev_time') end)
+        into pending_since;
+        carried_since := null;
+        if counter then
+            execute format('select min(c.since) from (select since from pgtally.carried_%s limit 1000) c', found_consumer.consumer_id) into carried_since;
+        end if;
+        -- Backwards through the index: those of long ago may be many where a transaction keeps dead ones.
+        select b.finished_at into last_batch_at from pgtally.batch b
+        where b.consumer_id = found_consumer.consumer_id and b.finished_at is not null and b.batches > 0 order by b.batch_id desc limit 1;
+        select count(*), max(b.claimed_until) into open_batches, claimed_until
+        from pgtally.batch b where b.consumer_id = found_consumer.consumer_id and b.finished_at is null;
+        return next;
+    end loop;
 end
 $$;
 
@@ -857,13 +957,13 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     where k.name = counter_name
 $$;
 
--- counter_problems(counter_name): what keeps the counter from being exact, or from going on; one text for each, with the remedy.
+-- counter_findings(counter_name): what keeps the counter from being exact, or from going on: one row for each, with a code for programs, and what to do about it.
 --
 -- Looks at definitions and triggers only; what has gone wrong with rows is found by an audit. Waits for nobody: of a table that
 -- is locked, or that the caller may not read, it says only what the catalog knows.
 --
 -- Errors: TL001 when there is no such counter.
-create or replace function pgtally.counter_problems(counter_name text) returns text[]
+create or replace function pgtally.counter_findings(counter_name text) returns table (code text, problem text, advice text)
 language plpgsql stable set search_path = pg_catalog, pg_temp set lock_timeout = '10ms' as $$
 declare
     whole_numbers constant text[] := array['smallint', 'integer', 'bigint'];
@@ -874,27 +974,25 @@ declare
     source constant pgtally.source := (select s from pgtally.source s where s.queue_id = consumer.queue_id);
     unfinished constant pgtally.reconciliation := (select r from pgtally.reconciliation r where r.counter_id = counter.counter_id);
     reconcile constant text := format('pgtally reconcile %s', quote_ident(counter_name));
-    problems text[] := '{}';
     change text;
     key_type text;
-    silent_tables text;
-    left_tables text;
+    tables text;
 begin
     -- Its own or that of another consumer, whose events there are then, too.
     if exists (select from pgtally.consumer c where c.queue_id = queue.queue_id and c.system_identifier <> own_cluster) then
-        problems := array_append(problems, 'Its position is another database cluster''s: the database was restored or upgraded. Events are kept. Run: pgtally rebase');
+        return query values ('OTHER_CLUSTER', 'Its position is another database cluster''s: the database was restored or upgraded. Events are kept.', 'Run: pgtally rebase');
     end if;
     if unfinished.after_key is not null then
-        problems := array_append(problems, format('A %s is under way or was interrupted, and is done up to the key %s. To go on with it, run: %s',
-            case unfinished.reason when 'backfill' then 'backfill' else 'reconciliation' end, unfinished.after_key, reconcile));
+        return query values ('RECONCILE_UNFINISHED', format('A %s is under way or was interrupted, and is done up to the key %s.',
+            case unfinished.reason when 'backfill' then 'backfill' else 'reconciliation' end, unfinished.after_key), format('To go on with it, run: %s', reconcile));
     elsif unfinished.reason = 'backfill' then
-        problems := array_append(problems, format('The rows that were there before the counter are not counted yet. Run: %s', reconcile));
+        return query values ('BACKFILL_MISSING', 'The rows that were there before the counter are not counted yet.', format('Run: %s', reconcile));
     elsif unfinished.reason = 'partitions' then
-        problems := array_append(problems, format('Partitions of %s came or went with rows in them, which were not counted. Run: %s', source.source_table, reconcile));
+        return query values ('PARTITIONS_NOT_COUNTED', format('Partitions of %s came or went with rows in them, which were not counted.', source.source_table), format('Run: %s', reconcile));
     end if;
 
     if source.source_table is not null and not exists (select from pg_class where oid = source.source_table) then
-        problems := array_append(problems, 'Detached: its source table was dropped. Drop the counter; if there is a new table, create it again for that.');
+        return query values ('SOURCE_DROPPED', 'Detached: its source table was dropped.', 'Drop the counter; if there is a new table, create it again for that.');
     elsif source.source_table is not null then
         begin
             key_type := pgtally.require_key_column(counter_name, source.source_table, source.source_key);
@@ -906,34 +1004,35 @@ begin
             when others then change := sqlerrm;
         end;
         if change is not null then
-            problems := array_append(problems, format('Its source %s has changed, so that writes to it fail: %s. Drop the counter and create it again.', source.source_table, change));
+            return query values ('SOURCE_CHANGED', format('Its source %s has changed, so that writes to it fail: %s.', source.source_table, change),
+                'Drop the counter and create it again.');
         elsif key_type <> queue.key_type and array_position(whole_numbers, key_type) < array_position(whole_numbers, queue.key_type) is not true then
-            problems := array_append(problems, format('The keys of its source %s have become %s, and its queue holds %s: writes with other keys fail. Drop the counter and create it again.',
-                source.source_table, key_type, queue.key_type));
+            return query values ('SOURCE_CHANGED', format('The keys of its source %s have become %s, and its queue holds %s: writes with other keys fail.',
+                source.source_table, key_type, queue.key_type), 'Drop the counter and create it again.');
         end if;
-        select string_agg(c.oid::regclass::text, ', ' order by c.oid) into silent_tables
+        select string_agg(c.oid::regclass::text, ', ' order by c.oid) into tables
         from unnest(source.tables) t(oid) join pg_class c using (oid)
         where (
             select count(*) from pg_trigger g join pg_proc p on p.oid = g.tgfoid
             where g.tgrelid = c.oid and g.tgenabled in ('O', 'A') and p.proname like format('source\_%s\_%%', source.queue_id)
                 and p.pronamespace = (select relnamespace from pg_class where oid = 'pgtally.queue'::regclass)
         ) < case c.relkind when 'r' then 4 else 3 end;
-        if silent_tables is not null then
-            problems := array_append(problems, format('Triggers are missing or disabled on %s: what is written there is not counted. Enable them, '
-                'or drop the counter and create it again; then run: %s', silent_tables, reconcile));
+        if tables is not null then
+            return query values ('TRIGGERS_SILENT', format('Triggers are missing or disabled on %s: what is written there is not counted.', tables),
+                format('Enable them, or drop the counter and create it again; then run: %s', reconcile));
         end if;
-        select string_agg(distinct g.tgrelid::regclass::text, ', ') into left_tables
+        select string_agg(distinct g.tgrelid::regclass::text, ', ') into tables
         from pg_trigger g join pg_proc p on p.oid = g.tgfoid
         where p.proname like format('source\_%s\_%%', source.queue_id) and p.pronamespace = (select relnamespace from pg_class where oid = 'pgtally.queue'::regclass)
             and g.tgrelid <> all (source.tables);
-        if left_tables is not null then
-            problems := array_append(problems, format('Not of its source any more, but with its triggers: %s. What is written there is counted. Drop the triggers; then run: %s',
-                left_tables, reconcile));
+        if tables is not null then
+            return query values ('TRIGGERS_LEFT', format('Not of its source any more, but with its triggers: %s. What is written there is counted.', tables),
+                format('Drop the triggers; then run: %s', reconcile));
         end if;
     end if;
 
     if not exists (select from pg_class where oid = counter.target_table) then
-        problems := array_append(problems, 'Detached: its target table was dropped. Drop the counter; if there is a new table, create it again for that.');
+        return query values ('TARGET_DROPPED', 'Detached: its target table was dropped.', 'Drop the counter; if there is a new table, create it again for that.');
     else
         begin
             key_type := pgtally.require_key_column(counter_name, counter.target_table, counter.target_key);
@@ -943,11 +1042,22 @@ begin
                     using errcode = 'TL003';
             end if;
         exception when sqlstate 'TL003' then
-            problems := array_append(problems, format('Its target has changed, and what cannot be added waits: %s. Mend that, or drop the counter and create it again.', sqlerrm));
+            return query values (case when pgtally.is_unique_key(counter.target_table, counter.target_key) or 2 <> (
+                    select count(*) from pg_attribute a
+                    where a.attrelid = counter.target_table and a.attname in (counter.target_key, counter.target_column) and not a.attisdropped)
+                then 'TARGET_CHANGED' else 'TARGET_KEY_NOT_UNIQUE' end,
+                format('Its target has changed, and what cannot be added waits: %s.', sqlerrm), 'Mend that, or drop the counter and create it again.');
         end;
     end if;
-    return problems;
 end
+$$;
+
+-- counter_problems(counter_name): what keeps the counter from being exact, or from going on; one text for each, with the remedy. See counter_findings().
+--
+-- Errors: TL001 when there is no such counter.
+create or replace function pgtally.counter_problems(counter_name text) returns text[]
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select array(select f.problem || ' ' || f.advice from pgtally.counter_findings(counter_name) f)
 $$;
 
 -- counter_status(): one row for each counter: what it counts and where it stands.
@@ -2125,6 +2235,15 @@ begin
     into waiting using taken_at, key;
     return not waiting;
 end
+$$;
+
+-- is_unique_key(relation, key): whether a unique index makes sure that a value of that column means one row at most.
+create or replace function pgtally.is_unique_key(relation regclass, key name) returns boolean
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select exists (
+        select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
+        where i.indrelid = relation and a.attname = key and i.indnkeyatts = 1
+            and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null)
 $$;
 
 -- key_filter(column_name, key_type, key_collation, keys, after_key, last_key): the SQL condition for a column to be one of `keys`, or
@@ -3467,11 +3586,7 @@ begin
         raise exception 'Counter "%": the column %.% cannot hold both the key and the count', counter_name, target, target_key
             using errcode = 'TL003', hint = format('Add one for the count: ALTER TABLE %s ADD COLUMN like_count bigint NOT NULL DEFAULT 0.', target);
     end if;
-    if not exists (
-        select from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
-        where i.indrelid = target and a.attname = target_key and i.indnkeyatts = 1
-            and i.indisunique and i.indisvalid and i.indimmediate and i.indpred is null
-    ) then
+    if not pgtally.is_unique_key(target, target_key) then
         raise exception 'Counter "%": %.% has no unique index, so a key could mean several rows', counter_name, target, target_key
             using errcode = 'TL003', hint = format('Add one: CREATE UNIQUE INDEX CONCURRENTLY ON %s (%I).', target, target_key);
     end if;
@@ -3806,6 +3921,57 @@ begin
 end
 $$;
 
+-- slot_status(): one row for each slot that holds events, at a price that does not grow with their number.
+--
+-- slot_table: the slot itself. bytes: its size with its index. oldest, newest: about when its events were written, by the first and the last thousand in the order of their
+-- transactions. waits_for: the consumers that have not finished all of its events, where the oldest is older than a slot is kept as a rule
+-- (four rotation periods and a minute): overdue. A slot that is overdue and waits for nobody is held by a transaction that has written there or reads it, or nobody calls rotate().
+create or replace function pgtally.slot_status()
+returns table (queue text, slot integer, slot_table regclass, bytes bigint, oldest timestamptz, newest timestamptz, overdue boolean, waits_for text[])
+language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set enable_bitmapscan = off set jit = off as $$
+#variable_conflict use_column
+declare
+    own_cluster constant bigint := pgtally.system_identifier();
+    found_slot record;
+    events text;
+    consumer record;
+    unconsumed boolean;
+begin
+    for found_slot in
+        select q.queue_id, q.name, q.rotation_period, s as number, format('pgtally.event_%s_%s', q.queue_id, s)::regclass as slot_table
+        from pgtally.queue q, generate_series(0, 2) s order by q.name, s
+    loop
+        continue when pg_relation_size(found_slot.slot_table) = 0;
+        queue := found_slot.name;
+        slot := found_slot.number;
+        slot_table := found_slot.slot_table;
+        bytes := pg_total_relation_size(slot_table);
+        -- Of the queue, not of the slot, so that whoever may read the events' times may call this.
+        events := format('pgtally.event_%s where ev_slot = %s', found_slot.queue_id, found_slot.number);
+        execute format(
+            'select (select min(f.ev_time) from (select ev_time from %1$s order by ev_txid limit 1000) f),
+                (select max(l.ev_time) from (select ev_time from %1$s order by ev_txid desc limit 1000) l)', events)
+        into oldest, newest;
+        overdue := coalesce(oldest < clock_timestamp() - 4 * found_slot.rotation_period - interval '1 minute', false);
+        waits_for := '{}';
+        if overdue then
+            for consumer in
+                select c.name, c.system_identifier, pgtally.unfinished_since(c.consumer_id) as boundary
+                from pgtally.consumer c where c.queue_id = found_slot.queue_id order by c.name
+            loop
+                execute format('select exists (select from %1$s and ev_txid >= $1) or exists (select from %1$s and ev_txid = any ($2))', events)
+                into unconsumed
+                using pg_snapshot_xmax(consumer.boundary), array(select pg_snapshot_xip(consumer.boundary));
+                if unconsumed or consumer.system_identifier <> own_cluster then
+                    waits_for := waits_for || consumer.name;
+                end if;
+            end loop;
+        end if;
+        return next;
+    end loop;
+end
+$$;
+
 -- slot_waits_for(queue_id, slot): the consumers that have not finished all events in the slot, by name. While there is one, the slot is not emptied.
 --
 -- A consumer whose position is another cluster's has finished none. Of the index, only the end is read (see due_counters()). Of the queue, not of the slot, so that whoever may read the events' times may call it.
@@ -4013,6 +4179,61 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
     select system_identifier from pg_control_system()
 $$;
 
+-- target_headroom(): for each counter whose column is smaller than bigint: the largest count that is known, without reading the table.
+--
+-- type: smallint or integer. largest: with an index that begins with the column, exact (found_by 'index'); else the largest of what ANALYZE has seen and of the counts
+-- of the keys of the newest thousand events, among which a key that grows fast is sure to be (found_by 'sample'). NULL when nothing is known. limit_value: what the column can hold.
+create or replace function pgtally.target_headroom()
+returns table (counter text, target regclass, target_column name, type text, largest bigint, limit_value bigint, found_by text)
+language plpgsql stable set search_path = pg_catalog, pg_temp set row_security = off set lock_timeout = '10ms' set enable_seqscan = off set jit = off as $$
+#variable_conflict use_column
+declare
+    found_counter record;
+    recent bigint;
+begin
+    for found_counter in
+        select k.*, c.queue_id, a.atttypid::regtype::text as type,
+            exists (
+                select from pg_index i join pg_class x on x.oid = i.indexrelid join pg_am m on m.oid = x.relam
+                where i.indrelid = k.target_table and i.indkey[0] = a.attnum and i.indisvalid and i.indpred is null and m.amname = 'btree') as indexed,
+            (
+                select max(v.value)
+                from pg_class t join pg_namespace n on n.oid = t.relnamespace
+                join pg_stats s on s.schemaname = n.nspname and s.tablename = t.relname and s.attname = k.target_column,
+                unnest(s.most_common_vals::text::bigint[] || s.histogram_bounds::text::bigint[]) v(value)
+                where t.oid = k.target_table) as analyzed
+        from pgtally.counter k
+        join pgtally.consumer c on c.consumer_id = k.counter_id
+        join pg_attribute a on a.attrelid = k.target_table and a.attname = k.target_column and not a.attisdropped
+        where a.atttypid in ('smallint'::regtype, 'integer'::regtype)
+        order by k.name
+    loop
+        counter := found_counter.name;
+        target := found_counter.target_table;
+        target_column := found_counter.target_column;
+        type := found_counter.type;
+        limit_value := case type when 'smallint' then 32767 else 2147483647 end;
+        largest := found_counter.analyzed;
+        found_by := 'sample';
+        begin
+            if found_counter.indexed then
+                execute format('select max(%I) from %s', found_counter.target_column, found_counter.target_table) into largest;
+                found_by := 'index';
+            elsif pgtally.is_unique_key(found_counter.target_table, found_counter.target_key) then
+                execute format('select max(t.%1$I) from %2$s t where t.%3$I in (select e.ev_key from pgtally.event_%4$s e order by e.ev_txid desc limit 1000)',
+                    found_counter.target_column, found_counter.target_table, found_counter.target_key, found_counter.queue_id)
+                into recent;
+                largest := greatest(largest, recent);
+            end if;
+        exception when insufficient_privilege or lock_not_available then
+            -- What ANALYZE has seen is what there is.
+            null;
+        end;
+        return next;
+    end loop;
+end
+$$;
+
 -- unfinished_since(consumer_id): the boundary up to which the consumer has finished everything.
 create or replace function pgtally.unfinished_since(consumer_id integer) returns pg_snapshot
 language sql stable set search_path = pg_catalog, pg_temp as $$
@@ -4097,7 +4318,7 @@ begin
     end if;
     perform pgtally.renew_access();
     delete from pgtally.installation;
-    insert into pgtally.installation (schema_version, functions_hash) values (1, '762ee2f9ffb87cd895081649dcd1cc417ea7d18f6f3a9bbd0948efc6a23f874d');
+    insert into pgtally.installation (schema_version, functions_hash) values (1, '6f9931992450eb0c53a8fd749193fc1807b42ae8492189fa0c8d39157a9eb8a7');
     perform set_config('search_path', current_setting('pgtally.search_path'), true), set_config('check_function_bodies', 'on', true);
 end
 $pgtally$;

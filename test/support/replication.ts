@@ -41,8 +41,28 @@ export interface ReplicationOptions {
 const execFileAsync = promisify(execFile)
 
 /**
- * A primary and a hot standby that streams from it. The standby is made from a copy of the primary's files, as the embedded server comes without
- * pg_basebackup.
+ * Makes `standby` a hot standby of `primary`, by a copy of the primary's files, as the embedded server comes without pg_basebackup. Both are started anew.
+ *
+ * @param settings of the standby, besides the primary's
+ */
+export async function makeStandby(primary: EmbeddedServer, standby: EmbeddedServer, settings: Readonly<Record<string, string>> = {}): Promise<void> {
+  await Promise.all([primary.crash(), standby.crash()])
+  const { uid, gid } = await stat(standby.dataDir)
+  // It says which directory the server is to be started on.
+  const options = path.join(standby.dataDir, 'postmaster.opts')
+  const ownOptions = await readFile(options)
+  await rm(standby.dataDir, { recursive: true })
+  await execFileAsync('cp', ['-a', primary.dataDir, standby.dataDir], process.getuid?.() === 0 ? { uid, gid } : {})
+  await writeFile(options, ownOptions)
+  const { port, password } = new URL(primary.connectionString)
+  const all = { port: String(standby.port), primary_conninfo: `host=127.0.0.1 port=${port} user=postgres password=${password} application_name=standby`, ...settings }
+  await appendFile(path.join(standby.dataDir, 'postgresql.conf'), Object.entries(all).map(([name, setting]) => `${name} = '${setting}'\n`).join(''))
+  await writeFile(path.join(standby.dataDir, 'standby.signal'), '')
+  await Promise.all([primary.restart(), standby.restart()])
+}
+
+/**
+ * A primary and a hot standby that streams from it.
  *
  * @example
  * ```ts
@@ -55,21 +75,7 @@ export async function startReplication(context: TestContext, { synchronous, sett
   await using starting = new AsyncDisposableStack()
   const start = async () => starting.use(await dedicatedServer(context, settings))
   const [primary, standbyServer] = await Promise.all([start(), start()])
-  await Promise.all([primary.crash(), standbyServer.crash()])
-  const { uid, gid } = await stat(standbyServer.dataDir)
-  // It says which directory the server is to be started on.
-  const options = path.join(standbyServer.dataDir, 'postmaster.opts')
-  const ownOptions = await readFile(options)
-  await rm(standbyServer.dataDir, { recursive: true })
-  await execFileAsync('cp', ['-a', primary.dataDir, standbyServer.dataDir], process.getuid?.() === 0 ? { uid, gid } : {})
-  await writeFile(options, ownOptions)
-  const { port, password } = new URL(primary.connectionString)
-  await appendFile(
-    path.join(standbyServer.dataDir, 'postgresql.conf'),
-    `port = ${standbyServer.port}\nprimary_conninfo = 'host=127.0.0.1 port=${port} user=postgres password=${password} application_name=standby'\n`,
-  )
-  await writeFile(path.join(standbyServer.dataDir, 'standby.signal'), '')
-  await Promise.all([primary.restart(), standbyServer.restart()])
+  await makeStandby(primary, standbyServer)
 
   const onStandbyServer = (connectionString: string) => {
     const url = new URL(connectionString)
