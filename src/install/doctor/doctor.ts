@@ -39,12 +39,6 @@ export interface Diagnosis {
 // Only something like a migration holds a lock that a reader waits for.
 const lockTimeoutMs = 200
 
-/** What a role needs EXECUTE on for all checks, beside SELECT on the tables. None of them changes anything. */
-const readingFunctions = [
-  'carried_locks', 'consumer_backlog', 'consumer_position', 'counter_findings', 'events_query', 'is_indexed', 'is_unique_key', 'key_type', 'require_counter', 'require_key_column', 'require_target',
-  'slot_at', 'slot_status', 'system_identifier', 'target_headroom', 'unfinished_since',
-]
-
 /**
  * Looks for everything that makes counts wrong, late or slow, or soon will. Only reads, in short transactions: each check has a statement timeout of five seconds, takes no lock that
  * a writer would wait for, and one that fails does not stop the others.
@@ -119,21 +113,12 @@ function failed(check: string, state: string | undefined, reason: string, { data
   }
 }
 
-function notPermitted(names: readonly string[], { schema, role, quotedRole }: Context): Found<FindingCode> {
+function notPermitted(names: readonly string[], { role, command }: Context): Found<FindingCode> {
   return {
     code: 'NOT_CHECKED',
     subject: { kind: 'role', name: role },
     problem: `Not checked, for this role may not read what they need: ${enumerate(names, names.length)}.`,
-    remedy: [
-      { advice: 'Run it as the owner of the schema; or grant this role, as that owner, the right to read:' },
-      {
-        sql: [
-          `GRANT USAGE ON SCHEMA ${schema} TO ${quotedRole};`,
-          `GRANT SELECT ON ALL TABLES IN SCHEMA ${schema} TO ${quotedRole};`,
-          `GRANT EXECUTE ON FUNCTION\n  ${readingFunctions.map((name) => `${schema}.${name}`).join(',\n  ')}\n  TO ${quotedRole};`,
-        ].join('\n'),
-      },
-    ],
+    remedy: [{ advice: 'Run it as the owner of the schema; or let this role read, as that owner:' }, { command: command('grant', '--reader', role) }],
   }
 }
 
