@@ -8,8 +8,8 @@ import { createTestDatabase, waitFor } from './support/database.ts'
 import { installed, value } from './support/fixtures.ts'
 import { beside, seed, startCommand } from './support/storm.ts'
 
-/** `PGTALLY_TEST_KILLS=200 npm test -- consumers-killed` for a long run. */
-const kills = Number(process.env['PGTALLY_TEST_KILLS'] ?? 25)
+/** `PGTALLY_TEST_KILLS=200 npm exec -- vitest run test/consumers-killed.test.ts` for a long run. */
+const kills = Number(process.env['PGTALLY_TEST_KILLS'] ?? 10)
 const ledger = fileURLToPath(new URL('support/ledger.ts', import.meta.url))
 
 test(`each event is handled exactly once by a transactional consumer whose processes are killed ${kills} times (seed ${seed})`, { timeout: 60_000 + kills * 2000 }, async () => {

@@ -31,7 +31,7 @@ interface Options {
 
 const connections = 16
 const sampleIntervalMs = 2000
-const auditIntervalMs = 60_000
+const auditIntervalMs = 30_000
 // What is the same after half an hour may still differ by this much from one ten minutes to another.
 const mostGrowth = 1.25
 const warmUpShare = 0.1
@@ -123,25 +123,29 @@ async function soak({ minutes, rate, faultEvery, json, chart }: Options, signal:
   const injecting = injectFaults({ server, site, worker: workers[1] }, faultEvery, sampler, injected, stopped)
   const wrong: string[] = []
   let audits = 0
-  const audit = async () => {
-    const found = await wrongCounts(site).catch(() => undefined)
-    if (found === undefined) return
-    audits++
-    wrong.push(...found)
+  const auditAgainAndAgain = async () => {
+    while (!stopped.aborted) {
+      await sleep(auditIntervalMs, undefined, { signal: stopped }).catch(() => {})
+      const found = stopped.aborted ? undefined : await wrongCounts(site).catch(() => undefined)
+      if (found === undefined) continue
+      audits++
+      wrong.push(...found)
+    }
   }
+  const auditing = auditAgainAndAgain()
   try {
-    for (let auditAt = auditIntervalMs / 1000; sampler.elapsedSeconds < minutes * 60; ) {
+    for (let reportAt = 60; sampler.elapsedSeconds < minutes * 60; ) {
       await sleep(sampleIntervalMs, undefined, { signal })
       await sampler.take().catch(() => {})
-      if (sampler.elapsedSeconds < auditAt) continue
-      await audit()
-      auditAt = sampler.elapsedSeconds + auditIntervalMs / 1000
-      const { at, likesPerSecond, lagSeconds, workerBytes, pgtallyBytes } = sampler.samples.at(-1) ?? { at: 0, likesPerSecond: 0, lagSeconds: 0, workerBytes: 0, pgtallyBytes: 0 }
+      const sample = sampler.samples.at(-1)
+      if (sample === undefined || sampler.elapsedSeconds < reportAt) continue
+      reportAt += 60
+      const { at, likesPerSecond, lagSeconds, workerBytes, pgtallyBytes } = sample
       progress(`${formatNumber(at / 60, 1)} min: ${formatNumber(likesPerSecond)} likes/s, ${formatNumber(lagSeconds, 3)} s behind, worker ${formatNumber(workerBytes / 1e6)} MB, tables ${formatNumber(pgtallyBytes / 1e6, 1)} MB, ${injected.length} faults, ${audits} audits`)
     }
     const seconds = sampler.elapsedSeconds
     stopping.abort()
-    await Promise.all([injecting, load.end()])
+    await Promise.all([injecting, auditing, load.end()])
     await waitForConsumer(site, signal)
     await Promise.all(workers.map((worker) => worker.end('SIGTERM')))
     wrong.push(...(await wrongAtTheEnd(site)))
@@ -157,7 +161,7 @@ async function soak({ minutes, rate, faultEvery, json, chart }: Options, signal:
     if (chart !== undefined) await writeFile(chart, drawSoak(summary, sampler.samples, injected))
   } finally {
     stopping.abort()
-    await Promise.allSettled([injecting, load.end()])
+    await Promise.allSettled([injecting, auditing, load.end()])
     await Promise.allSettled(workers.map((worker) => worker.end('SIGKILL')))
     await site.end()
   }

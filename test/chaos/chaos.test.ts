@@ -13,7 +13,7 @@ import { dedicatedServer } from '../support/server.ts'
 import { Random } from './random.ts'
 import { createCounters, tables, write } from './workload.ts'
 
-const seconds = Number(process.env.PGTALLY_CHAOS_SECONDS ?? 20)
+const seconds = Number(process.env.PGTALLY_CHAOS_SECONDS ?? 10)
 const seed = Number(process.env.PGTALLY_CHAOS_SEED ?? Math.floor(Math.random() * 2 ** 31))
 
 /** What the audits of all counters find; and what a reconciliation finds, which must be nothing, too. */
