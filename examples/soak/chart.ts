@@ -16,13 +16,7 @@ const panelHeight = 120
 const panels: { name: string; lines: { name: string; value: (sample: Sample) => number }[] }[] = [
   { name: 'likes/s', lines: [{ name: 'likes/s', value: ({ likesPerSecond }) => likesPerSecond }] },
   { name: 'lag, s', lines: [{ name: 'lag', value: ({ lagSeconds }) => lagSeconds }] },
-  {
-    name: 'memory, MB',
-    lines: [
-      { name: 'worker', value: ({ workerBytes }) => workerBytes / 1e6 },
-      { name: 'application', value: ({ applicationBytes }) => applicationBytes / 1e6 },
-    ],
-  },
+  { name: 'memory, MB', lines: [{ name: 'worker', value: ({ workerBytes }) => workerBytes / 1e6 }] },
   {
     name: 'tables, MB',
     lines: [

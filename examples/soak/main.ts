@@ -43,7 +43,6 @@ const progress = (text: string) => process.stderr.write(`${text}\n`)
 
 const flat: { name: string; q: number; value: (sample: Sample) => number; unit: string; digits: number }[] = [
   { name: "worker's memory", q: 0.5, value: ({ workerBytes }) => workerBytes / 1e6, unit: 'MB', digits: 0 },
-  { name: "application's memory", q: 0.5, value: ({ applicationBytes }) => applicationBytes / 1e6, unit: 'MB', digits: 0 },
   { name: "pgtally's tables", q: 0.5, value: ({ pgtallyBytes }) => pgtallyBytes / 1e6, unit: 'MB', digits: 1 },
   { name: "pgtally's tables, largest", q: 1, value: ({ pgtallyBytes }) => pgtallyBytes / 1e6, unit: 'MB', digits: 1 },
   { name: 'posts', q: 0.5, value: ({ postsBytes }) => postsBytes / 1e6, unit: 'MB', digits: 1 },

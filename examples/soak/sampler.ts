@@ -9,7 +9,6 @@ export interface Sample {
   /** How far stored counts are behind, in seconds. */
   lagSeconds: number
   workerBytes: number
-  applicationBytes: number
   /** All that is in pgtally's schema: events, positions, carry, with their indexes. */
   pgtallyBytes: number
   /** The counted table with its indexes. */
@@ -53,7 +52,6 @@ export class Sampler {
       likesPerSecond: (likes - this.#likes) / (at - this.#lastAt),
       lagSeconds: Math.max(...status.counters.map(({ lagSeconds }) => lagSeconds)),
       workerBytes,
-      applicationBytes: process.memoryUsage().rss,
       pgtallyBytes: size.rows[0]?.pgtally ?? 0,
       postsBytes: size.rows[0]?.posts ?? 0,
     })
