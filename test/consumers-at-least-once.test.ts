@@ -40,7 +40,7 @@ describe('an at-least-once consumer', () => {
       ...fast,
       queue,
       mode: 'at-least-once',
-      leaseMs: 200,
+      leaseMs: 3000,
       handler: async (batch) => {
         for await (const { key } of batch) {
           given.push(key)
