@@ -6,9 +6,9 @@ import { promisify } from 'node:util'
 
 import { afterEach, describe, expect, test } from 'vitest'
 
-import { asTransaction, installScript, readSqlFiles } from '../src/install/script.ts'
+import { asTransaction, installScript, knownVersion, readSqlFiles } from '../src/install/script.ts'
 import { createTally } from '../src/index.ts'
-import { describeInstallation, snapshotSeparator } from './schema/installation.ts'
+import { currentSnapshot, describeInstallation, snapshotSeparator } from './schema/installation.ts'
 import { createTestDatabase, type TestDatabase } from './support/database.ts'
 import { applyAll, column, installed, value, violations } from './support/fixtures.ts'
 import { findPostgresTools, toolsMissing } from './support/postgres-tools.ts'
@@ -65,7 +65,7 @@ describe('the SQL of the command line', () => {
     await client.query(printed)
     await client.query('create table migrations (name text); commit')
     expect(await value(client, `select to_regclass('public.migrations')::text`)).toBe('migrations')
-    expect(await createTally({ pool: db.pool, schema: 'counting' }).install()).toMatchObject({ from: snapshots.length })
+    expect(await createTally({ pool: db.pool, schema: 'counting' }).install()).toMatchObject({ from: await knownVersion() })
   })
 
   test('does nothing outside a transaction, and no upgrade of another version', async () => {
@@ -95,11 +95,17 @@ describe('the SQL of the command line', () => {
   })
 })
 
+// Those that were released are frozen in files; the version of today is made as its file will be.
+const frozen = (await readdir(schemaFolder)).filter((name) => /^version-\d+\.sql$/.test(name)).toSorted()
+const current = await currentSnapshot()
+const snapshots = [...new Set([...frozen, current.name])]
+const readSnapshot = async (name: string) => (frozen.includes(name) ? read(name) : current.text)
+
 /** The database as that version left it. */
 async function restored(snapshot: string): Promise<TestDatabase> {
   const db = await fresh()
   const client = await db.connect()
-  await client.query(await read(snapshot))
+  await client.query(await readSnapshot(snapshot))
   return db
 }
 
@@ -107,12 +113,11 @@ async function restored(snapshot: string): Promise<TestDatabase> {
 async function freshWithScenario(snapshot: string, install: (db: TestDatabase) => Promise<unknown>): Promise<TestDatabase> {
   const db = await fresh()
   await install(db)
-  await db.pool.query((await read(snapshot)).split(snapshotSeparator)[1] ?? '')
+  await db.pool.query((await readSnapshot(snapshot)).split(snapshotSeparator)[1] ?? '')
   return db
 }
 
 const withSource = ['post_likes', 'weights', 'votes', 'likes again']
-const snapshots = (await readdir(schemaFolder)).filter((name) => /^version-\d+\.sql$/.test(name)).toSorted()
 
 test.each(snapshots)('%s is upgraded: it becomes what a fresh installation is, and every count goes on', async (snapshot) => {
   const db = await restored(snapshot)
@@ -138,7 +143,7 @@ test.each(snapshots)('%s is upgraded: it becomes what a fresh installation is, a
   expect((await tally.queue('post_likes').deadLetters('notifier')).length).toBeGreaterThan(0)
   const seen: number[] = []
   await using notifier = tally.consumer({ queue: 'post_likes', name: 'notifier', pollIntervalMs: 5, handler: async (batch) => void seen.push(Number(batch.id)) })
-  await expect.poll(async () => (await tally.status()).consumers.find(({ name }) => name === 'notifier'), { timeout: 20_000 })
+  await expect.poll(async () => (await tally.status()).consumers.find(({ name }) => name === 'notifier'), { timeout: 60_000 })
     .toMatchObject({ pendingEvents: 0, openBatches: 0, retryingEvents: 0, lastError: null })
   await notifier.stop()
   expect(seen.length).toBeGreaterThanOrEqual(2)

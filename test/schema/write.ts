@@ -3,16 +3,12 @@
 // npm run schema:dump      schema.txt, after any change of sql/ that changes what is installed; look at the difference before you commit it
 // npm run schema:snapshot  version-N.sql, with the release of version N; frozen from then on
 
-import { readFile, writeFile } from 'node:fs/promises'
+import { writeFile } from 'node:fs/promises'
 
 import pg from 'pg'
 
-import { asTransaction, installScript, readSqlFiles } from '../../src/install/script.ts'
 import { startTestServer } from '../support/server.ts'
-import { describeInstallation, snapshotSeparator } from './installation.ts'
-
-const scenario = await readFile(new URL('scenario.sql', import.meta.url), 'utf8')
-const files = await readSqlFiles('pgtally')
+import { currentSnapshot, describeInstallation } from './installation.ts'
 
 async function write(name: string, text: string): Promise<void> {
   await writeFile(new URL(name, import.meta.url), text)
@@ -20,7 +16,8 @@ async function write(name: string, text: string): Promise<void> {
 }
 
 if (process.argv[2] === 'snapshot') {
-  await write(`version-${files.migrations.length}.sql`, `${asTransaction(installScript('pgtally', files, 0))}${snapshotSeparator}${scenario}`)
+  const { name, text } = await currentSnapshot()
+  await write(name, text)
 } else {
   await using server = await startTestServer()
   const pool = new pg.Pool({ connectionString: server.connectionString })
