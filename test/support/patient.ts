@@ -6,7 +6,7 @@ import { promisify } from 'node:util'
 import pg from 'pg'
 import { expect, vi } from 'vitest'
 
-import type { Diagnosis, Finding, FindingCode } from '../../src/index.ts'
+import type { Diagnosis, Finding, FindingCode, Tally } from '../../src/index.ts'
 import { checks } from '../../src/install/doctor/checks.ts'
 import { examine } from '../../src/install/doctor/doctor.ts'
 import { defaultLimits, type Limits } from '../../src/install/doctor/limits.ts'
@@ -99,4 +99,15 @@ export async function pgtally(connectionString: string, ...args: string[]): Prom
     vi.unstubAllEnvs()
     for (const spy of spies) spy.mockRestore()
   }
+}
+
+/** A counter with a partitioned source, of which one table that could be a partition is none yet. */
+export async function createPartitioned(db: TestDatabase, tally: Tally, name: string): Promise<void> {
+  await db.pool.query(`
+    create table ${name}_posts (id bigint primary key, like_count bigint not null default 0);
+    insert into ${name}_posts select generate_series(1, 5);
+    create table ${name}_likes (post_id bigint, month int) partition by list (month);
+    create table ${name}_m1 partition of ${name}_likes for values in (1);
+    create table ${name}_m2 (post_id bigint, month int)`)
+  await tally.createCounter(name, { source: { table: `${name}_likes`, key: 'post_id' }, target: { table: `${name}_posts`, key: 'id', column: 'like_count' } })
 }
