@@ -322,7 +322,7 @@ describe('what it gives', () => {
       const counter = await drifting(2500, index)
       const found = await db.pool.query<{ key: string }>('select * from pgtally.audit($1)', [counter])
       expect(found.rows.map(({ key }) => Number(key))).toEqual(range(1, 2500))
-      expect(found.rows.at(-1)).toEqual({ key: '2500', source: '0', stored: '5', carried: '0', pending: '0' })
+      expect(found.rows.at(-1)).toEqual({ key: '2500', part: null, source: '0', stored: '5', carried: '0', pending: '0' })
     }
   })
 

@@ -21,7 +21,7 @@
 --
 -- Runs with the caller's rights, as do the target's triggers: it takes SELECT on the key and the count, and UPDATE on the count; INSERT on both where on_missing is insert.
 --
--- The update says what it has changed only where somebody wants to know: report, or a counter with milestones (record_milestones). Whether a backfill is unfinished is read before the carry is: when
+-- The update says what it has changed only where somebody wants to know: report, or a counter with milestones (record_milestones) or a ranking beside its target (rank_counts). Whether a backfill is unfinished is read before the carry is: when
 -- it has ended, all its corrections are there to be read, and what is stored afterwards includes the rows that were there before.
 --
 -- Returns the number of carried keys, of events dropped for want of a row, and of stored counts that were changed, for how many ms rows may have been locked by now, and with
@@ -42,7 +42,8 @@ declare
     missing_keys keys%type := '{}';
     inserted_keys keys%type := '{}';
     carry_exists boolean;
-    returning_changes constant boolean := report or counter.milestones is not null;
+    ranking constant text := case when not counter.own_target then pgtally.ranking_table(counter) end;
+    returning_changes constant boolean := report or counter.milestones is not null or ranking is not null;
     backfilling boolean;
     reached bigint[];
     update_statement text;
@@ -152,6 +153,9 @@ begin
     end if;
     if counter.milestones is not null then
         perform pgtally.record_milestones(counter, changed_keys, changed_deltas, changed_counts, keys, reached, backfilling);
+    end if;
+    if ranking is not null then
+        perform pgtally.rank_counts(ranking, changed_keys, changed_counts, missing_keys);
     end if;
 
     if cardinality(missing_keys) > 0 then

@@ -33,8 +33,12 @@ declare
     consumer pgtally.consumer;
     position pgtally.batch;
     boundary pg_snapshot;
+    batch_events text;
+    filed text := '';
     dropped bigint;
     changed bigint;
+    late bigint;
+    future bigint;
 begin
     busy := counter.counter_id is null;
     if busy then
@@ -46,12 +50,26 @@ begin
     select n.boundary, n.cut into boundary, apply_batch.cut
     from pgtally.next_boundary(consumer, position.end_boundary, max_events) n;
 
+    batch_events := pgtally.events_query(consumer.queue_id, position.end_boundary, boundary);
+    if pgtally.has_times(counter) then
+        filed := format(
+            'timed as materialized (
+                select array_agg(key) as keys, array_agg(time) as times, array_agg(delta) as deltas, array_agg(events) as events
+                from (select ev_key as key, %s as time, pgtally.sum_delta(ev_delta) as delta, count(*) as events from (%s) e group by 1, 2) summed
+            ), filed as materialized (
+                select f.* from timed t, pgtally.add_to_buckets($1, t.keys, t.times, t.deltas, t.events) f where t.keys is not null
+            ),',
+            pgtally.event_moment(counter), batch_events);
+        -- What is filed is read first, so buckets are written before the first row of the target is locked.
+        batch_events := 'select u.key as ev_key, u.delta as ev_delta, u.events as events from filed, timed t, unnest(t.keys, t.deltas, t.events) u(key, delta, events)';
+    end if;
+
     -- What is packed is counted first, hence written before the first row is locked.
     execute format(
-        'with sums as materialized (
+        'with %s sums as materialized (
             select array_agg(key) as keys, array_agg(delta) as deltas, array_agg(events) as key_events, sum(events)::bigint as events
             from (
-                select ev_key as key, pgtally.sum_delta(ev_delta) as delta, count(*) as events from (%s) e group by ev_key
+                select ev_key as key, pgtally.sum_delta(ev_delta) as delta, %s as events from (%s) e group by ev_key
             ) summed
         ), packed as (
             insert into pgtally.packed_%s (keys, deltas, events)
@@ -63,20 +81,21 @@ begin
             group by pack
             returning cardinality(keys) as keys
         )
-        select s.events, cardinality(s.keys), s.packed_keys + a.carried, s.packed_keys, a.dropped_events, a.locked_ms, a.changed, a.changes, %s
+        select s.events, cardinality(s.keys), s.packed_keys + a.carried, s.packed_keys, a.dropped_events, a.locked_ms, a.changed, a.changes, %s, %s
         from (select *, (select coalesce(sum(p.keys), 0) from packed p) as packed_keys from sums where keys is not null offset 0) s,
             pgtally.add_deltas($1, s.keys[:$2], s.deltas[:$2], s.key_events[:$2], $3) a',
-        pgtally.events_query(consumer.queue_id, position.end_boundary, boundary), counter.counter_id,
+        filed, case when filed = '' then 'count(*)' else 'sum(e.events)::bigint' end, batch_events, counter.counter_id,
+        case when filed = '' then '0, 0' else '(select f.late_events from filed f), (select f.future_events from filed f)' end,
         case when max_hot_keys > 0
             then '(select json_agg(json_build_array(h.key::text, h.events, h.delta::text)) from (
                 select * from unnest(s.keys, s.key_events, s.deltas) u(key, events, delta) order by u.events desc limit $4) h)'
             else 'null::json' end)
-    into events, keys, carried, packed, dropped, locked_ms, changed, changes, hot_keys using counter, keys_at_once, report, max_hot_keys;
+    into events, keys, carried, packed, dropped, locked_ms, changed, changes, late, future, hot_keys using counter, keys_at_once, report, max_hot_keys;
 
     if events is not null then
-        insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events)
+        insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events, late_events, future_events)
         values (counter.counter_id, position.end_boundary, boundary, clock_timestamp(),
-            position.batches + 1, position.events + apply_batch.events, position.dropped_events + dropped)
+            position.batches + 1, position.events + apply_batch.events, position.dropped_events + dropped, position.late_events + late, position.future_events + future)
         returning batch_id into version;
         if notify and changed > 0 then
             perform pgtally.notify_applied(counter, version);

@@ -2,12 +2,12 @@
 --
 -- pending_events, lag: the events that have committed and are not applied yet, and the age of the oldest (of those carried,
 -- too). carried_keys: keys of which something waits for a locked row. events, batches: applied so far. dropped_events:
--- events whose key had no row in the target. problems: see counter_problems(). Where the position is another cluster's,
+-- events whose key had no row in the target. late_events, future_events: see add_to_buckets(). problems: see counter_problems(). Where the position is another cluster's,
 -- every event there is counts as pending. Counts what is pending, so it takes as long as a batch of that size would.
 create or replace function pgtally.counter_status()
 returns table (
     name text, queue text, source text, target text, pending_events bigint, lag interval, carried_keys bigint,
-    events bigint, batches bigint, dropped_events bigint, last_batch_at timestamptz, last_error text, last_error_at timestamptz, problems text[]
+    events bigint, batches bigint, dropped_events bigint, late_events bigint, future_events bigint, last_batch_at timestamptz, last_error text, last_error_at timestamptz, problems text[]
 )
 language plpgsql stable set search_path = pg_catalog, pg_temp set enable_seqscan = off set jit = off as $$
 #variable_conflict use_column
@@ -30,6 +30,8 @@ begin
         events := (counter.position).events;
         batches := (counter.position).batches;
         dropped_events := (counter.position).dropped_events;
+        late_events := (counter.position).late_events;
+        future_events := (counter.position).future_events;
         last_batch_at := case when batches > 0 then (counter.position).finished_at end;
         last_error := counter.last_error;
         last_error_at := counter.last_error_at;

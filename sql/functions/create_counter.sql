@@ -9,6 +9,10 @@
 -- one named like the counter. rotation_period, retain: see create_queue(). milestones: thresholds, ascending; each that a key reaches is
 -- recorded, and handed on as an event of the queue <counter_name>.milestones (record_milestones).
 --
+-- source_time: the column that says when a row happened; otherwise that is when its event was written. buckets: counts for each key and bucket of time are kept as well, an array of
+-- {"width", "retain", "time_zone"}: see require_bucket(). half_lives: keeps an exponentially decayed score with each of these half-lives, a minute or more, for trending(). ranking: keeps what top() needs
+-- to tell the keys with the greatest counts.
+--
 -- Counts what is written from now on. What the source holds already, against what the target holds already, is to be counted by
 -- a reconciliation, while writers go on: CALL reconcile(counter_name), or reconcile_range(). Creating the triggers waits for the
 -- transactions that are writing to the source, and makes others wait until the caller's transaction ends; set lock_timeout before.
@@ -23,7 +27,7 @@ create or replace function pgtally.create_counter(
     target regclass default null, target_key name default null, target_column name default null,
     on_missing text default null, key_type text default null, queue text default null,
     rotation_period interval default null, retain interval default '0', source_data name[] default null,
-    milestones bigint[] default null
+    milestones bigint[] default null, source_time name default null, buckets jsonb default null, ranking boolean default false, half_lives interval[] default null
 ) returns boolean
 language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off as $$
 #variable_conflict use_variable
@@ -37,6 +41,7 @@ declare
     taken text;
     number integer;
     id integer;
+    made_buckets pgtally.bucket[];
 begin
     perform pgtally.require_owner();
     perform pgtally.require_read_committed();
@@ -45,8 +50,8 @@ begin
     elsif (source is null) <> (source_key is null) then
         raise exception 'Counter "%": source and source_key belong together', counter_name
             using errcode = 'TL003', hint = 'Give both, or neither for a counter of events from insert_event().';
-    elsif source is null and (where_condition is not null or sum_expression is not null or source_data is not null) then
-        raise exception 'Counter "%": where_condition, sum_expression and source_data need a source', counter_name
+    elsif source is null and num_nonnulls(where_condition, sum_expression, source_data, source_time) > 0 then
+        raise exception 'Counter "%": where_condition, sum_expression, source_data and source_time need a source', counter_name
             using errcode = 'TL003', hint = 'Name the source whose rows they are about.';
     elsif num_nulls(target, target_key, target_column) not in (0, 3) then
         raise exception 'Counter "%": target, target_key and target_column belong together', counter_name
@@ -65,6 +70,19 @@ begin
     then
         raise exception 'Counter "%": milestones cannot be %', counter_name, milestones
             using errcode = 'TL003', hint = 'Give 1 to 100 whole numbers above 0 in ascending order, each once.';
+    elsif cardinality(half_lives) not between 1 and 10 or exists (select from unnest(half_lives) h where h is null or h < interval '1 minute')
+        or cardinality(half_lives) > (select count(distinct h) from unnest(half_lives) h)
+    then
+        raise exception 'Counter "%": the half-lives cannot be %', counter_name, half_lives
+            using errcode = 'TL003', hint = 'Give 1 to 10 different ones, each of a minute or more.';
+    elsif buckets is not null and (jsonb_typeof(buckets) <> 'array' or jsonb_array_length(buckets) not between 1 and 10) then
+        raise exception 'Counter "%": the buckets cannot be %', counter_name, buckets
+            using errcode = 'TL003', hint = 'Give an array of 1 to 10, such as [{"width": "1 hour", "retain": "30 days"}].';
+    end if;
+    made_buckets := array(select b from jsonb_array_elements(buckets) given, lateral pgtally.require_bucket(counter_name, given) b order by b.width, b.time_zone);
+    if cardinality(made_buckets) > (select count(distinct b.width) from unnest(made_buckets) b) then
+        raise exception 'Counter "%": two buckets are of the same width', counter_name
+            using errcode = 'TL003', hint = 'Give each width once.';
     end if;
 
     -- One definition at a time; neither writers nor batches need this lock.
@@ -76,6 +94,9 @@ begin
         where_condition := pgtally.source_expression(source, where_condition, true);
         sum_expression := pgtally.source_expression(source, sum_expression, false);
         perform pgtally.require_data_columns(counter_name, source, source_data);
+        if source_time is not null then
+            perform pgtally.time_expression(counter_name, source, source_time);
+        end if;
         perform pgtally.require_all_rows(counter_name, source);
     end if;
     if target is not null then
@@ -104,9 +125,12 @@ begin
 
     wanted := jsonb_build_object(
         'queue', coalesce(queue, counter_name), 'key_type', source_type, 'rotation_period', case when queue is null then rotation_period end, 'retain', case when queue is null then retain end,
-        'source', source::text, 'source_key', source_key, 'where', where_condition, 'sum', sum_expression, 'data', to_jsonb(source_data),
+        'source', source::text, 'source_key', source_key, 'where', where_condition, 'sum', sum_expression, 'data', to_jsonb(source_data), 'time', source_time,
         'target', target::text, 'target_key', target_key, 'target_column', target_column,
-        'on_missing', coalesce(on_missing, case when target is null then 'insert' else 'drop' end), 'milestones', to_jsonb(milestones));
+        'on_missing', coalesce(on_missing, case when target is null then 'insert' else 'drop' end), 'milestones', to_jsonb(milestones),
+        'buckets', (select jsonb_agg(jsonb_build_array(b.width, b.retain, b.time_zone) order by n) from unnest(made_buckets) with ordinality u(counter_id, number, width, time_zone, retain, slot_span, kept_since, n),
+            lateral (select u.width, u.retain, u.time_zone) b),
+        'ranking', ranking, 'half_lives', to_jsonb(half_lives));
     present := pgtally.counter_definition(counter_name);
     if present is not null then
         select string_agg(format('%s is %s, not %s', key, coalesce(present ->> key, 'none'), coalesce(wanted ->> key, 'none')), '; ' order by key)
@@ -150,16 +174,30 @@ begin
     if target is null then
         -- Half-empty pages: an update finds room beside the old version, so no index entry is written (HOT).
         execute format('create table pgtally.count_%s (value bigint not null, key %s primary key) with (fillfactor = 50)', id, source_type);
+    elsif ranking then
+        execute format('create table pgtally.rank_%s (value bigint not null, key %s primary key) with (fillfactor = 50)', id, source_type);
+    end if;
+    if ranking then
+        execute format(
+            'alter table pgtally.%1$s_%2$s add column level smallint generated always as (
+                case when value < 64 then greatest(value, 0) else 64 + floor(64 * (ln(value::double precision) / ln(2::double precision) - 6)) end) stored;
+            create index on pgtally.%1$s_%2$s (level desc, key)',
+            case when target is null then 'count' else 'rank' end, id);
     end if;
     perform pgtally.renew_access(array(
-        select relation from unnest(array['carry', 'packed', 'carried', 'count']) made, to_regclass(format('pgtally.%s_%s', made, id)) relation where relation is not null));
-    insert into pgtally.counter (counter_id, name, target_table, target_key, target_column, on_missing, own_target, milestones)
+        select relation from unnest(array['carry', 'packed', 'carried', 'count', 'rank']) made, to_regclass(format('pgtally.%s_%s', made, id)) relation where relation is not null));
+    insert into pgtally.counter (counter_id, name, target_table, target_key, target_column, on_missing, own_target, milestones, ranked)
     values (id, counter_name, coalesce(target, format('pgtally.count_%s', id)::regclass),
-        coalesce(target_key, 'key'), coalesce(target_column, 'value'), wanted ->> 'on_missing', target is null, milestones);
+        coalesce(target_key, 'key'), coalesce(target_column, 'value'), wanted ->> 'on_missing', target is null, milestones, ranking);
+    insert into pgtally.bucket
+    select id, u.n, u.width, u.time_zone, u.retain, u.slot_span, u.kept_since
+    from unnest(made_buckets) with ordinality u(counter_id, number, width, time_zone, retain, slot_span, kept_since, n);
+    insert into pgtally.trend select id, h.n, h.half_life from unnest(half_lives) with ordinality h(half_life, n);
+    perform pgtally.create_buckets(pgtally.require_counter(counter_name));
 
     if source is not null then
-        insert into pgtally.source (queue_id, source_table, source_key, where_condition, sum_expression, data_columns, tables)
-        values (number, source, source_key, where_condition, sum_expression, source_data, '{}');
+        insert into pgtally.source (queue_id, source_table, source_key, where_condition, sum_expression, data_columns, time_column, tables)
+        values (number, source, source_key, where_condition, sum_expression, source_data, source_time, '{}');
         perform pgtally.create_source(number);
         perform pgtally.sync_triggers(counter_name);
     end if;

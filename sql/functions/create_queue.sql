@@ -55,7 +55,9 @@ begin
             ev_delta bigint not null,
             ev_key %s not null %s,
             ev_slot smallint not null default pgtally.slot_at(clock_timestamp(), %L),
-            ev_data jsonb
+            ev_data jsonb,
+            -- When what it stands for happened, by a column of the source (event_time).
+            ev_at timestamptz
         ) partition by list (ev_slot)',
         id, key_type, case key_type when 'text' then 'check (octet_length(ev_key) <= 2000)' else '' end, rotation_period);
     for slot in 0..2 loop

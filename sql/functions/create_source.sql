@@ -9,6 +9,8 @@
 -- ask in a statement before whether there are more 4 us, and to ask within the statement next to nothing; an INSERT of one row takes 57 us,
 -- and 95 us with this (PostgreSQL 15, 16 connections; docs/benchmarks.md has what else was tried).
 --
+-- With a time column they are summed by key and time (event_time); an event takes back from the time at which the row was counted, as the row says it still.
+--
 -- With data columns each row is an event of its own; an UPDATE takes back the old row and gives the new one, unless they are the same in key, delta and data.
 --
 -- The functions run with their owner's rights, so a writer needs none on pgtally. A SET search_path would cost a writer
@@ -24,36 +26,45 @@ declare
     delta text;
     plus text;
     minus text;
-    data text := '';
+    -- What an event brings along beside key and delta: columns of the event and of a row, and their names and numbers in a selection.
+    event_columns text := '';
+    row_columns text := '';
+    names text := '';
+    numbers text := '1';
     condition text;
     emit text;
     emit_sums text;
-    of_changes text := ') changed(key, delta) group by 1 having pgtally.sum_delta(changed.delta) operator(pg_catalog.<>) 0';
+    of_changes text;
     operation text;
     body text;
 begin
     select * into strict source from pgtally.source s where s.queue_id = queue_id;
     delta := format('(%s)::pg_catalog.int8', coalesce(source.sum_expression, '1'));
-    if source.data_columns is not null then
-        data := format(', pg_catalog.jsonb_build_object(%s)', (select string_agg(format('%L, %I', c, c), ', ' order by n) from unnest(source.data_columns) with ordinality u(c, n)));
+    if source.time_column is not null then
+        event_columns := ', ev_at';
+        row_columns := ', ' || pgtally.time_expression((select q.name from pgtally.queue q where q.queue_id = queue_id), source.source_table, source.time_column);
+        names := ', at';
+        numbers := '1, 3';
     end if;
-    plus := format('select %I, %s%s from ', source.source_key, delta, data);
-    minus := format('select %I, pg_catalog.int8um(%s)%s from ', source.source_key, delta, data);
+    if source.data_columns is not null then
+        event_columns := event_columns || ', ev_data';
+        row_columns := row_columns || format(', pg_catalog.jsonb_build_object(%s)', (select string_agg(format('%L, %I', c, c), ', ' order by n) from unnest(source.data_columns) with ordinality u(c, n)));
+        names := names || ', data';
+        numbers := numbers || case when source.time_column is null then ', 3' else ', 4' end;
+    end if;
+    plus := format('select %I, %s%s from ', source.source_key, delta, row_columns);
+    minus := format('select %I, pg_catalog.int8um(%s)%s from ', source.source_key, delta, row_columns);
     condition := format(' where %I is not null', source.source_key) || coalesce(' and (' || source.where_condition || ')', '');
     if source.sum_expression is not null then
         -- Neither 0 nor NULL.
         condition := condition || format(' and %s operator(pg_catalog.<>) 0', delta);
     end if;
-    emit := format('insert into pgtally.event_%s (ev_key, ev_delta) ', queue_id);
-    emit_sums := emit || 'select changed.key, pgtally.sum_delta(changed.delta) from (';
-    if data <> '' then
-        emit := format('insert into pgtally.event_%s (ev_key, ev_delta, ev_data) ', queue_id);
-        emit_sums := emit || 'select changed.key, pgtally.sum_delta(changed.delta), changed.data from (';
-        of_changes := ') changed(key, delta, data) group by 1, 3 having pgtally.sum_delta(changed.delta) operator(pg_catalog.<>) 0';
-    end if;
+    emit := format('insert into pgtally.event_%s (ev_key, ev_delta%s) ', queue_id, event_columns);
+    emit_sums := emit || format('select changed.key, pgtally.sum_delta(changed.delta)%s from (', replace(names, ', ', ', changed.'));
+    of_changes := format(') changed(key, delta%s) group by %s having pgtally.sum_delta(changed.delta) operator(pg_catalog.<>) 0', names, numbers);
 
     for operation, body in
-        select change.operation, case when data <> '' then emit || change.selection || condition || ';' else format(
+        select change.operation, case when source.data_columns is not null then emit || change.selection || condition || ';' else format(
             '%s and not exists (select from %s offset 1);
             if not found then
                 %s;
@@ -82,7 +93,7 @@ begin
     return null;
 end
 $body$,
-            case when data <> '' then emit else emit_sums end || minus || 'only ', condition || case when data <> '' then '' else of_changes end));
+            case when source.data_columns is not null then emit else emit_sums end || minus || 'only ', condition || case when source.data_columns is not null then '' else of_changes end));
     for operation in select unnest(array['insert', 'update', 'delete', 'truncate']) loop
         execute format('revoke all on function pgtally.source_%s_%s() from public', queue_id, operation);
     end loop;

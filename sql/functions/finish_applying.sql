@@ -15,9 +15,10 @@ begin
         -- wait_for_carried() may come without it.
         perform from pgtally.consumer c where c.consumer_id = counter.counter_id for update;
         position := pgtally.consumer_position(counter.counter_id);
-        insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events)
+        insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events, late_events, future_events)
         values (counter.counter_id, position.end_boundary, position.end_boundary, clock_timestamp(),
-            position.batches, position.events, position.dropped_events + coalesce(finish_applying.dropped_events, 0))
+            position.batches, position.events, position.dropped_events + coalesce(finish_applying.dropped_events, 0),
+            position.late_events, position.future_events)
         returning batch_id into version;
     end if;
     if told and notify then

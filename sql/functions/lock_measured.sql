@@ -15,7 +15,7 @@ declare
     queue constant integer := (select c.queue_id from pgtally.consumer c where c.consumer_id = counter_id);
     source constant oid := (select s.source_table from pgtally.source s where s.queue_id = queue);
     events constant text := format('event_%s', queue);
-    carried constant text := format('^(carry|packed)_%s$', counter_id);
+    carried constant text := format('^(carry|packed|recent)_%1$s$|^bucket_%1$s_', counter_id);
     first_table text;
     next_table text;
 begin
@@ -35,7 +35,7 @@ begin
             for next_table in
                 select c.oid::regclass::text from pg_class c
                 where c.oid in (counter.target_table, source)
-                    or c.relnamespace = (select relnamespace from pg_class where oid = 'pgtally.queue'::regclass)
+                    or c.relkind in ('r', 'p') and c.relnamespace = (select relnamespace from pg_class where oid = 'pgtally.queue'::regclass)
                         and (c.relname ~ format('^%s(_[0-2])?$|%s', events, carried))
                     or c.oid in (select relid from pg_partition_tree(counter.target_table))
                     or c.oid in (select relid from pg_partition_tree(source))

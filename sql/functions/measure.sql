@@ -16,8 +16,10 @@
 -- pending events, which are news: up to there they are recorded and not handed on, whenever and in whatever order all of that is added (record_milestones). A
 -- backfill says it also for keys that do not drift, as their counts may be older than the counter.
 --
+-- What the counter keeps by time is compared after that (measure_times), in later snapshots.
+--
 -- last_key: the last key of the range; NULL when there is none after it. checked_keys: how many keys were compared. drifting_keys: how many drift. drifting: the first max_drifts of these (NULL:
--- all), each with its counts, as text (JSON's numbers end at 2^53 in many languages).
+-- all), each with its counts, as text (JSON's numbers end at 2^53 in many languages); where it is not the count that drifts, `part` says what does.
 --
 -- Errors: TL003 when max_keys is below 1, when source or target was dropped, and as require_all_rows(); TL004 when the transaction is not READ COMMITTED; TL005 as pending_query().
 create or replace function pgtally.measure(
@@ -27,6 +29,9 @@ create or replace function pgtally.measure(
 declare
     -- Nobody else begins or ends a reconciliation while we are correcting.
     backfilling constant boolean := counter.milestones is not null and pgtally.is_backfilling(counter.counter_id);
+    count_keys text[];
+    time_keys text[];
+    time_drifting jsonb;
 begin
     perform pgtally.require_read_committed();
     perform pgtally.lock_measured(counter.counter_id);
@@ -42,7 +47,7 @@ begin
         ), drifts as (
             select * from measured where drift <> 0
         ) %s
-        select (select count(*) from measured), (select count(*) from drifts), (
+        select (select count(*) from measured), array(select key::text from drifts), (
             select coalesce(jsonb_agg(jsonb_build_object(''key'', key::text, ''source'', source::text, ''stored'', stored::text,
                 ''carried'', carried::text, ''pending'', pending::text) order by key), ''[]'')
             from (select * from drifts order by key limit %s) first)',
@@ -52,6 +57,14 @@ begin
                 counter.counter_id, case when backfilling then format('measured where drift <> 0 or source - pending >= %s', counter.milestones[1]) else 'drifts' end)
             else '' end,
         coalesce(max_drifts::text, 'all'))
-    into checked_keys, drifting_keys, drifting;
+    into checked_keys, count_keys, drifting;
+    drifting_keys := cardinality(count_keys);
+
+    if against is null then
+        select t.drifting_keys, t.drifting into time_keys, time_drifting
+        from pgtally.measure_times(counter, keys, after_key, last_key, correcting, max_drifts - jsonb_array_length(drifting)) t;
+        drifting_keys := (select count(distinct key) from unnest(count_keys || time_keys) key);
+        drifting := drifting || time_drifting;
+    end if;
 end
 $$;

@@ -2,7 +2,7 @@
 --
 -- The counter's position is read by the query itself, so that both come from one snapshot, whichever that is. In the caller's
 -- own transaction that includes the events it has emitted and not committed: a boundary lists their id as in progress,
--- or ends below it. Key and delta only: a reader may not see the events' data.
+-- or ends below it. Without the events' data, which a reader may not see.
 --
 -- Errors: TL005 when the position belongs to another cluster.
 create or replace function pgtally.pending_query(counter pgtally.counter) returns text
@@ -13,8 +13,8 @@ declare
 begin
     perform pgtally.require_own_cluster(consumer);
     return format(
-        'select ev_key, ev_delta from pgtally.event_%1$s where ev_txid >= (select pg_catalog.pg_snapshot_xmax(%2$s))
-        union all select ev_key, ev_delta from pgtally.event_%1$s where ev_txid = any (array(select pg_catalog.pg_snapshot_xip(%2$s)))',
+        'select ev_key, ev_delta, ev_time, ev_at from pgtally.event_%1$s where ev_txid >= (select pg_catalog.pg_snapshot_xmax(%2$s))
+        union all select ev_key, ev_delta, ev_time, ev_at from pgtally.event_%1$s where ev_txid = any (array(select pg_catalog.pg_snapshot_xip(%2$s)))',
         consumer.queue_id, boundary);
 end
 $$;

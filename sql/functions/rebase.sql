@@ -74,7 +74,7 @@ begin
     using boundary, groups;
 
     for consumer in
-        select c.consumer_id, p.batches, p.events, p.dropped_events, (
+        select c.consumer_id, p.batches, p.events, p.dropped_events, p.late_events, p.future_events, (
             select b.token from pgtally.batch b
             where b.consumer_id = c.consumer_id and b.finished_at is not null
                 and not exists (select from pgtally.batch o where o.consumer_id = c.consumer_id and o.finished_at is null and o.batch_id < b.batch_id)
@@ -85,8 +85,8 @@ begin
         number := number + 1;
         update pgtally.failed_event f set batch_id = null where f.consumer_id = consumer.consumer_id and f.batch_id is not null;
         delete from pgtally.batch b where b.consumer_id = consumer.consumer_id;
-        insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events, token)
-        select consumer.consumer_id, b.position, b.position, clock_timestamp(), consumer.batches, consumer.events, consumer.dropped_events,
+        insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events, late_events, future_events, token)
+        select consumer.consumer_id, b.position, b.position, clock_timestamp(), consumer.batches, consumer.events, consumer.dropped_events, consumer.late_events, consumer.future_events,
             coalesce(consumer.token, gen_random_uuid())
         from (
             select format('%s:%s:%s', least(pg_snapshot_xmin(boundary), (array_agg(xid order by xid))[1]), pg_snapshot_xmax(boundary),

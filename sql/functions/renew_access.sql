@@ -9,10 +9,10 @@ language plpgsql volatile set search_path = pg_catalog, pg_temp as $$
 declare
     -- Which may call which of the functions that run with their owner's rights, or (a reader) are VOLATILE.
     for_writers constant name[] := array['add_event', 'add_events', 'insert_event', 'is_stored'];
-    for_readers constant name[] := array['audit', 'audit_keys', 'audit_range', 'is_stored', 'lock_measured', 'measure', 'oldest_transaction', 'record_audit', 'require_read_committed', 'sample_keys', 'sum_delta'];
-    for_workers constant name[] := for_readers || array['receive_batch', 'rotate', 'sync_triggers']::name[];
+    for_readers constant name[] := array['audit', 'audit_keys', 'audit_range', 'is_stored', 'lock_measured', 'measure', 'measure_times', 'oldest_transaction', 'record_audit', 'require_read_committed', 'sample_keys', 'sum_delta'];
+    for_workers constant name[] := for_readers || array['expire_buckets', 'receive_batch', 'rotate', 'sync_triggers']::name[];
     -- They define, correct or throw away. Without the rights on tables they would fail anyway; so they say it at once.
-    for_owners constant name[] := array['accept_batch', 'begin_reconciliation', 'create_counter', 'create_queue', 'create_source', 'drop_counter', 'drop_queue', 'drop_source', 'grant_access',
+    for_owners constant name[] := array['accept_batch', 'begin_reconciliation', 'correct_times', 'create_buckets', 'create_counter', 'create_queue', 'create_source', 'drop_counter', 'drop_queue', 'drop_source', 'grant_access',
         'lock_corrections', 'rebase', 'reconcile', 'reconcile_keys', 'reconcile_range', 'renew_access', 'reset_keys', 'reset_range', 'revoke_access', 'source_expression', 'unregister_consumer'];
     schema constant regnamespace := (select relnamespace from pg_class where oid = 'pgtally.access'::regclass);
     given record;
@@ -37,14 +37,14 @@ begin
                 where n.oid = schema and acl.grantee = r.oid and acl.privilege_type = 'USAGE')
         ), relation as (
             -- event_1, carry_1 … are all of one sort; slots are the partitions of the first.
-            select c.oid::regclass as relation, case when c.relispartition then 'slot' else regexp_replace(c.relname, '_\d+$', '_N') end as sort
+            select c.oid::regclass as relation, case when c.relispartition then 'slot' else regexp_replace(c.relname, '(_\d+)+$', '_N') end as sort
             from pg_class c
             where c.relnamespace = schema and c.relkind in ('r', 'p', 'v')
                 and (relations is null or c.oid = any (relations::oid[]))
         ), granted(kind, sort, rights) as (
             values
                 -- Not the events' data.
-                ('reader', 'event_N', 'select (ev_txid, ev_time, ev_key, ev_delta, ev_slot)'),
+                ('reader', 'event_N', 'select (ev_txid, ev_time, ev_key, ev_delta, ev_slot, ev_at)'),
                 ('worker', 'slot', 'select'),
                 -- Of milestones.
                 ('worker', 'event_N', 'insert (ev_key, ev_delta, ev_data)'),
@@ -57,7 +57,10 @@ begin
                 ('worker', 'queue', 'update (created_at)'),
                 ('worker', 'carry_N', 'insert, delete'),
                 ('worker', 'packed_N', 'insert, delete'),
-                ('worker', 'count_N', 'insert, update')
+                ('worker', 'count_N', 'insert, update'),
+                ('worker', 'rank_N', 'insert, update, delete'),
+                ('worker', 'recent_N', 'insert, update'),
+                ('worker', 'bucket_N', 'insert, update')
         )
         select format('grant %s on %s to %I', g.rights, t.relation, r.rolname) as statement
         from role r join granted g using (kind) join relation t using (sort)

@@ -1,7 +1,7 @@
 -- The tables of pgtally. A migration is frozen once it is released; a later change is a new file.
 --
 -- The files are written for the schema `pgtally`; for another schema the installer replaces that name.
--- Tables made for one queue or counter carry its number: event_1 (with the slots event_1_0 to event_1_2), carry_1, count_1.
+-- Tables made for one queue or counter carry its number: event_1 (with the slots event_1_0 to event_1_2), carry_1, count_1, bucket_1_2.
 
 -- One row. The version is the number of migrations that have run.
 create table pgtally.installation (
@@ -32,6 +32,8 @@ create table pgtally.source (
     sum_expression text,
     -- With these columns as its data, each row is an event of its own.
     data_columns name[],
+    -- When a row happened; NULL: when its event was written.
+    time_column name,
     -- The table and its partitions when the triggers were last seen to: of what has come or gone since, the rows were not counted.
     tables regclass[] not null
 );
@@ -65,10 +67,13 @@ create table pgtally.batch (
     -- How often it was claimed; 0 when next_batch() opened it. The newest claim is the one that may finish it, and nobody else may claim it until then.
     claim integer not null default 0,
     claimed_until timestamptz,
-    -- Totals of the consumer up to this batch; events and dropped_events are kept for counters only.
+    -- Totals of the consumer up to this batch; all but the first are kept for counters only.
     batches bigint not null,
     events bigint not null,
     dropped_events bigint not null,
+    -- See add_to_buckets().
+    late_events bigint not null default 0,
+    future_events bigint not null default 0,
     -- Tells it from every other one, also where a database was set back and has given its number to other events (receive_batch).
     token uuid not null default gen_random_uuid(),
     unique (consumer_id, batch_id)
@@ -110,8 +115,34 @@ create table pgtally.counter (
     own_target boolean not null,
     -- Ascending; what record_milestones() looks for.
     milestones bigint[],
+    -- Whether there is a table to read the keys with the greatest counts from (ranking_table).
+    ranked boolean not null,
     -- Two counters would both add to it.
     unique (target_table, target_column)
+);
+
+-- The widths of a counter's time buckets, in ascending order. What they hold is in recent_<counter_id> and bucket_<counter_id>_<number> (add_to_buckets).
+create table pgtally.bucket (
+    counter_id integer references pgtally.counter on delete cascade,
+    number integer,
+    width interval not null,
+    -- Where the width is a day or more.
+    time_zone text,
+    -- NULL: for ever.
+    retain interval,
+    -- Slots of that length follow one another; those that have ended before now() - retain are emptied (expire_buckets). NULL: one slot for ever.
+    slot_span interval,
+    -- Buckets that start before it are not kept. Only ever moves on, from one slot to the next.
+    kept_since timestamptz not null,
+    primary key (counter_id, number)
+);
+
+-- The half-lives of a counter's decayed scores. The scores are in recent_<counter_id>.
+create table pgtally.trend (
+    counter_id integer references pgtally.counter on delete cascade,
+    number integer,
+    half_life interval not null,
+    primary key (counter_id, number)
 );
 
 -- How far a counter has come with what a consumer in another database forwards to it; see receive_batch().
