@@ -75,6 +75,8 @@ describe('the definition', () => {
     ['a half-life in milliseconds', { trending: [{ halfLife: 3_600_000 }] }, /halfLife/],
     ['a half-life that is none', { trending: [{ halfLife: 'soon' }] }, /"soon".*'1 hour'/],
     ['a half-life that is too long', { trending: [{ halfLife: '999999999999 years' }] }, /out of range.*'1 hour'/],
+    // A server of version 17 or later knows it, and would count no more.
+    ['a half-life without an end', { trending: [{ halfLife: 'infinity' }] }, /infinity/],
     ['a ranking that is neither on nor off', { ranking: 'yes' }, /ranking/],
     ['a time without a source', { source: { time: 'created_at' } }, /source/],
     ['a time that is no column', { source: { table: 'likes', key: 'post_id', time: 'at' } }, /at/],
@@ -164,6 +166,8 @@ describe('errors', () => {
     ['a window that is none', () => likes().top({ window: 'today' }), 'INVALID_ARGUMENT', /"today".*'1 hour'/],
     ['a half-life that is none', () => likes().trending({ halfLife: '' }), 'INVALID_ARGUMENT', /'1 hour'/],
     ['a date that is none', () => likes().series(1, { width: '1 hour', from: new Date('x') }), 'INVALID_ARGUMENT', /from.*Invalid Date/],
+    ['a date that no server knows', () => likes().series(1, { width: '1 hour', to: new Date('+275000-01-01') }), 'INVALID_ARGUMENT', /275000/],
+    ['a window without a beginning', () => untyped().top({ window: {} }), 'INVALID_ARGUMENT', /window\.from/],
     ['a date that is a text', () => untyped().top({ window: { from: '2024-01-01' } }), 'INVALID_ARGUMENT', /window\.from.*2024-01-01/],
     ['times the wrong way round', () => likes().series(1, { width: '1 hour', from: day.to, to: day.from }), 'INVALID_DEFINITION', /before/],
     ['too many buckets', () => likes().series(1, { width: '1 minute', from: day.from }), 'INVALID_DEFINITION', /10000/],

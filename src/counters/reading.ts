@@ -13,7 +13,7 @@ export interface ReadingPlace {
 /** Columns of the target, and the values that they must have. */
 export type Scope = Readonly<Record<string, string | number | bigint | boolean | null>>
 
-/** @throws PgtallyError INVALID_ARGUMENT (an interval that the server does not understand) */
+/** @throws PgtallyError INVALID_ARGUMENT (a time, or length of time, that the server does not understand) */
 export async function read<R extends Row>({ executor }: ReadingPlace, text: string, values: readonly unknown[]): Promise<R[]> {
   try {
     return await query<R>(executor, text, values)
@@ -34,8 +34,7 @@ export function wholeNumberText(option: string, value: number): string {
 }
 
 /** @throws PgtallyError INVALID_ARGUMENT */
-export function timeText(option: string, time: Date | undefined): string | undefined {
-  if (time === undefined) return undefined
+export function timeText(option: string, time: Date): string {
   // Callers without types pass texts and numbers, too.
   if (!(time instanceof Date) || Number.isNaN(time.getTime())) throw new PgtallyError('INVALID_ARGUMENT', `${option} is "${String(time)}". Use a valid Date.`)
   return time.toISOString()

@@ -22,7 +22,7 @@ export async function series(place: ReadingPlace, key: string, { width, from, to
     place,
     `select (extract(epoch from start) * 1000)::text as ms, count::text as count
     from ${place.schema}.series($1::text, $2::text, $3::text::interval, $4::text::timestamptz, $5::text::timestamptz) order by start`,
-    [place.name, key, width, timeText('from', from), timeText('to', to)],
+    [place.name, key, width, from && timeText('from', from), to && timeText('to', to)],
   )
   return rows.map(({ ms, count }) => ({ start: new Date(Number(ms)), count: countOf(place, key, count, bigint) }))
 }

@@ -20,12 +20,12 @@ export interface KeyCount<N extends number | bigint = number> {
 
 export async function top(place: ReadingPlace, { limit = 10, window, where, bigint = false }: TopOptions): Promise<KeyCount<number | bigint>[]> {
   const ago = typeof window === 'string'
-  const { from, to }: { from?: string | undefined; to?: string | undefined } = ago || window === undefined ? {} : { from: timeText('window.from', window.from), to: timeText('window.to', window.to) }
+  const [from, to] = ago ? [window] : window ? [timeText('window.from', window.from), window.to && timeText('window.to', window.to)] : []
   const rows = await read<{ key: string; count: string }>(
     place,
     `select key, count::text as count
     from ${place.schema}.top($1::text, $2::text::int4, ${ago ? 'clock_timestamp() - $3::text::interval' : '$3::text::timestamptz'}, $4::text::timestamptz, $5::text::jsonb)`,
-    [place.name, wholeNumberText('limit', limit), ago ? window : from, to, scopeText(where)],
+    [place.name, wholeNumberText('limit', limit), from, to, scopeText(where)],
   )
   return rows.map(({ key, count }) => ({ key, count: countOf(place, key, count, bigint) }))
 }
