@@ -42,7 +42,7 @@ describe('what is a tag', () => {
 describe('URLs', () => {
   test.each([
     'https://x.org/#a', 'https://x.org#a', 'HTTP://X.ORG/?q=#a', 'see(https://x.org/(a)#b)', 'ftp://x.org/a/#b/#c', 'https://x.org/東京_(a)/#b', 'http://localhost:3000/#a', 'app://#a',
-    'www.x.org/p#b', 'www.x.org/#b', 'WWW.x.org/#b', '(www.x.org/#b', 'x.org/#c', 'x.org/p#c', 'x.org/p/#c', 'x.co.uk:8080/?q=/#c', 'пример.рф/#c', '例え.テスト/#c', 'me@x.org/#c', 'x.org#c',
+    'www.x.org/p#b', 'www.x.org/#b', 'www.x.org?q=#b', 'WWW.x.org/#b', '(www.x.org/#b', 'x.org/#c', 'x.org/p#c', 'x.org/p/#c', 'x.co.uk:8080/?q=/#c', 'пример.рф/#c', '例え.テスト/#c', 'me@x.org/#c', 'x.org#c',
     '#http://x.org', '#https://x.org/#a',
   ])('no tag in %s', (url) => {
     expect(hashtags(url)).toEqual([])
@@ -79,15 +79,15 @@ describe('one spelling', () => {
     expect(hashtags([tag, ...spellings].map((text) => `#${text}`).join(' '))).toEqual([tag])
   })
 
-  test('of every character that there is: a tag is its own spelling, and case and composition make no difference', () => {
+  test('of every character but plain ideographs and syllables: a tag is its own spelling, and case and composition make no difference', () => {
     const different: string[] = []
     for (let point = 0; point <= 0x10ffff; point++) {
       const character = String.fromCodePoint(point)
-      if (!/[\p{L}\p{M}\p{Nd}\p{Default_Ignorable_Code_Point}]/v.test(character)) continue
-      const written = `a${character}b`
-      const tags = hashtags(`#${written}`)
-      const others = [...tags, written.toUpperCase(), written.toLowerCase(), written.normalize('NFD'), written.normalize('NFC')]
-      if (others.some((other) => hashtags(`#${other}`).join(' ') !== tags.join(' '))) different.push(point.toString(16))
+      if (!/[[\p{L}\p{M}\p{Nd}\p{Default_Ignorable_Code_Point}]--[\p{Unified_Ideograph}\uAC00-\uD7A3]]/v.test(character)) continue
+      const written = `#a${character}b #${character}c #d${character}`
+      const tags = hashtags(written).join(' #')
+      const others = [`#${tags}`, written.toUpperCase(), written.toLowerCase(), written.normalize('NFD'), written.normalize('NFC')]
+      if (others.some((other) => hashtags(other).join(' #') !== tags)) different.push(point.toString(16))
     }
     expect(different).toEqual([])
   })

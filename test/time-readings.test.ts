@@ -127,23 +127,21 @@ describe('reading', () => {
     ])
   })
 
-  test('on any executor, in its transaction, and whatever the type parsers are', async () => {
+  test('on the executor given, and whatever its type parsers are', async () => {
     const kysely = new Kysely<unknown>({ dialect: new PostgresDialect({ pool: db.pool }), plugins: [new CamelCasePlugin()] })
     await using others = Object.assign(
       new pg.Pool({ connectionString: db.connectionString, types: { getTypeParser: () => (text: unknown) => text } as unknown as pg.CustomTypesConfig }),
       { [Symbol.asyncDispose]: async () => others.end() },
     )
-    const client = await db.connect()
-    await client.query('begin isolation level repeatable read')
+    const asked: string[] = []
+    const client = { query: (text: string, values?: unknown[]) => (asked.push(text), db.pool.query(text, values)) }
     for (const executor of [kysely, others, client]) {
       expect(await likes().series(1, { ...day, executor })).toEqual(ofDay)
       expect(await likes().top({ limit: 1, window: { from: day.from }, executor })).toEqual([{ key: '3', count: 23 }])
       expect(await likes().trending({ limit: 1, executor })).toEqual([{ key: '3', score: expect.any(Number) }])
       expect(await likes().trending({ baseline: { window: '1 hour' }, executor })).toEqual([{ key: '3', score: expect.any(Number), count: 20, expected: 0.125 }])
     }
-    await client.query('set local search_path = pg_temp')
-    await client.query(`alter table public.likes rename to other_likes`)
-    await client.query('rollback')
+    expect(asked).toHaveLength(4)
     const elsewhere = createTally({ pool: others }).counter('likes')
     expect(await elsewhere.top({ limit: 1, bigint: true })).toEqual([{ key: '3', count: 23n }])
   })
@@ -215,7 +213,7 @@ describe('the command line', () => {
   test('top', async () => {
     expect(await cli('top', 'likes')).toEqual({ ...succeeded, stdout: expect.stringMatching(/^ key +count \n 3 +23 \n 1 +5 \n 2 +3 \n 4 +2 \n$/) })
     expect(JSON.parse((await cli('top', 'likes', '--json', '--limit', '1')).stdout)).toEqual([{ key: '3', count: 23 }])
-    expect(JSON.parse((await cli('top', 'likes', '--json', '--window', '90m', '--where', 'category_id=8', '--where', 'kind=a')).stdout)).toEqual([{ key: '3', count: 20 }])
+    expect(JSON.parse((await cli('top', 'likes', '--json', '--window', '90m', '--where', 'kind=a', '--where', 'category_id=8')).stdout)).toEqual([{ key: '3', count: 20 }])
     expect(JSON.parse((await cli('top', 'likes', '--json', '--where', 'kind=a=b')).stdout)).toEqual([{ key: '2', count: 3 }])
     expect(await cli('top', 'likes', '--where', 'category_id=9')).toEqual({ ...succeeded, stdout: 'There is no key with a count.\n' })
     expect(await cli('top', 'plain')).toMatchObject({ code: 1, stdout: '', stderr: expect.stringContaining('ranking') })
