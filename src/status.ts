@@ -11,6 +11,19 @@ export interface AuditStatus {
   corrected: boolean
 }
 
+export interface BucketStatus {
+  /** As PostgreSQL writes intervals: `01:00:00`, `1 day`. */
+  width: string
+  /** null: for ever. */
+  retain: string | null
+  /** Where days begin; null for narrower buckets. */
+  timeZone: string | null
+  /** The start of the first bucket that is kept, in ISO 8601; null where all are. */
+  since: string | null
+  /** The view that has them: `start`, `key`, `count`. */
+  view: string
+}
+
 export interface CounterStatus {
   name: string
   queue: string
@@ -28,6 +41,12 @@ export interface CounterStatus {
   batches: number
   /** Events whose key had no row in the target. */
   droppedEvents: number
+  /** Events that came too late for a time bucket that is no longer kept, such as the unlike of an old like, or that have no time. The count includes them. */
+  lateEvents: number
+  /** Events that were more than five minutes ahead of the server's clock: in a bucket of the future, and in no score. */
+  futureEvents: number
+  /** Its time buckets, the narrowest first. */
+  buckets: BucketStatus[]
   /** ISO 8601, as is `lastErrorAt`. */
   lastBatchAt: string | null
   lastError: string | null
@@ -108,6 +127,9 @@ const seconds = (interval: string) => `round(extract(epoch from ${interval})::nu
 const lastAudit = (complete: boolean) => `(select json_build_object('at', a.audited_at, 'checkedKeys', a.checked_keys, 'driftingKeys', a.drifting_keys,
         'corrected', a.corrected) from audits a where a.counter = name and a.complete = ${complete})`
 
+const buckets = (schema: string) => `(select coalesce(json_agg(json_build_object('width', b.width::text, 'retain', b.retain::text, 'timeZone', b.time_zone,
+        'since', case when isfinite(b.since) then b.since end, 'view', b.view)), '[]') from ${schema}.bucket_status() b where b.counter = name)`
+
 /** Where every counter and queue stands. Counts what is pending, so a long backlog takes a moment. */
 export async function readStatus(executor: PgExecutor, schema: string): Promise<Status> {
   // As JSON text, which no type parser of the caller's changes.
@@ -120,6 +142,7 @@ export async function readStatus(executor: PgExecutor, schema: string): Promise<
         'name', name, 'queue', queue, 'source', source, 'target', target,
         'pendingEvents', pending_events, 'lagSeconds', ${seconds('lag')}, 'carriedKeys', carried_keys,
         'events', events, 'batches', batches, 'droppedEvents', dropped_events,
+        'lateEvents', late_events, 'futureEvents', future_events, 'buckets', ${buckets(schema)},
         'lastBatchAt', last_batch_at, 'lastError', last_error, 'lastErrorAt', last_error_at, 'problems', problems,
         'lastAudit', ${lastAudit(true)}, 'lastSample', ${lastAudit(false)})), '[]')
         from ${schema}.counter_status()),

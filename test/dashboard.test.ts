@@ -228,7 +228,7 @@ test('says so when the database is away, with the age of what it shows, and goes
 test('two hundred counters: the troubled first, the others to be found; a slow database is no trouble yet', async () => {
   const counter = (n: number): Status['counters'][number] => {
     const place = { name: `counter ${n}`, queue: `counter ${n}`, source: `public.likes_${n}`, target: 'public.posts.like_count' }
-    const figures = { pendingEvents: n, lagSeconds: n === 150 ? 99 : 0.01, carriedKeys: 0, events: 1_000_000 + n, batches: 1, droppedEvents: 0 }
+    const figures = { pendingEvents: n, lagSeconds: n === 150 ? 99 : 0.01, carriedKeys: 0, events: 1_000_000 + n, batches: 1, droppedEvents: 0, lateEvents: 0, futureEvents: 0, buckets: [] }
     const problems = n === 177 ? ['It is wrong. Mend it.'] : []
     return { ...place, ...figures, problems, lastBatchAt: null, lastError: null, lastErrorAt: null, lastAudit: null, lastSample: null }
   }

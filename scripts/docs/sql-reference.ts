@@ -8,9 +8,9 @@ const groups: readonly (readonly [title: string, about: string, names: readonly 
   ['For the application', 'What an application calls in its own transactions.', [
     'add_event', 'add_events', 'insert_event', 'event_table', 'get_counts', 'get_fresh_counts', 'counter_version', 'get_milestones', 'is_stored',
   ]],
-  ['Time buckets and lists', 'What a dashboard asks for; see [recipes](recipes.md#trending-hashtags).', ['series', 'top', 'trending', 'spikes', 'bucket_status']],
+  ['Time buckets, top lists and trends', 'See [trends](trends.md).', ['series', 'top', 'trending', 'spikes', 'bucket_status']],
   ['Counters and queues', 'To define and remove them.', ['create_counter', 'drop_counter', 'create_queue', 'drop_queue', 'reset_keys', 'reset_range']],
-  ['Applying', 'What a worker does; `pgtally drain` once.', ['due_counters', 'apply_batch', 'apply_packed', 'apply_carried', 'wait_for_carried', 'rotate', 'sync_triggers']],
+  ['Applying', 'What a worker does; `pgtally drain` once.', ['due_counters', 'apply_batch', 'apply_packed', 'apply_carried', 'wait_for_carried', 'rotate', 'expire_buckets', 'sync_triggers']],
   ['Exactness', 'To prove counts, and to correct them.', [
     'audit', 'audit_keys', 'audit_range', 'sample_keys', 'reconcile', 'reconcile_keys', 'begin_reconciliation', 'reconcile_range',
   ]],
@@ -72,4 +72,4 @@ function markdown(text: string): string {
 
 /** Unless it begins with a function's name. */
 const capitalized = (text: string) => (/^\w+\(/.test(text) ? text : text.charAt(0).toUpperCase() + text.slice(1))
-const anchor = (title: string) => title.toLowerCase().replaceAll(' ', '-')
+const anchor = (title: string) => title.toLowerCase().replaceAll(',', '').replaceAll(' ', '-')

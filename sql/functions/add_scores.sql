@@ -2,11 +2,10 @@
 --
 -- A score with the landmark L stands for score * 2^L, in half-lives since 1970. What is left when as much was taken back as had been given is rounding, and becomes 0.
 create or replace function pgtally.add_scores(score double precision, landmark integer, other_score double precision, other_landmark integer) returns double precision
-language plpgsql immutable parallel safe set search_path = pg_catalog, pg_temp as $$
-declare
-    one constant double precision := score * pgtally.power_of_two(landmark - greatest(landmark, other_landmark));
-    other constant double precision := other_score * pgtally.power_of_two(other_landmark - greatest(landmark, other_landmark));
-begin
-    return case when abs(one + other) > 1e-9 * (abs(one) + abs(other)) then one + other else 0 end;
-end
+language sql immutable parallel safe as $$
+    select case
+        when abs(score * pgtally.power_of_two(landmark - greatest(landmark, other_landmark)) + other_score * pgtally.power_of_two(other_landmark - greatest(landmark, other_landmark)))
+            > 1e-9 * (abs(score) * pgtally.power_of_two(landmark - greatest(landmark, other_landmark)) + abs(other_score) * pgtally.power_of_two(other_landmark - greatest(landmark, other_landmark)))
+        then score * pgtally.power_of_two(landmark - greatest(landmark, other_landmark)) + other_score * pgtally.power_of_two(other_landmark - greatest(landmark, other_landmark))
+        else 0 end
 $$;

@@ -39,6 +39,9 @@ begin
             key_type := pgtally.require_key_column(counter_name, source.source_table, source.source_key);
             execute format('select (%s)::int8 from %s where %s limit 0',
                 coalesce(source.sum_expression, '1'), source.source_table, coalesce(source.where_condition, 'true'));
+            if source.time_column is not null then
+                perform pgtally.require_time_column(counter_name, source.source_table, source.time_column);
+            end if;
         exception
             when lock_not_available or insufficient_privilege then null;
             -- Whatever it is: a column, type or function that is gone, renamed or another.

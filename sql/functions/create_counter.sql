@@ -95,7 +95,7 @@ begin
         sum_expression := pgtally.source_expression(source, sum_expression, false);
         perform pgtally.require_data_columns(counter_name, source, source_data);
         if source_time is not null then
-            perform pgtally.time_expression(counter_name, source, source_time);
+            perform pgtally.require_time_column(counter_name, source, source_time);
         end if;
         perform pgtally.require_all_rows(counter_name, source);
     end if;
@@ -203,14 +203,19 @@ begin
     end if;
     if exists (select from pgtally.source s where s.queue_id = number) then
         insert into pgtally.reconciliation (counter_id, reason) values (id, 'backfill');
-    elsif milestones is not null and target is not null then
-        -- No backfill will record them.
-        execute format(
-            'insert into pgtally.milestone (counter_id, key, threshold, value)
-            select $1, t.%1$I::text, threshold, t.%2$I from %3$s t, unnest($2[:width_bucket(t.%2$I::bigint, $2)]) threshold
-            where t.%2$I >= $2[1] and t.%1$I is not null',
-            target_key, target_column, target)
-        using id, milestones;
+    elsif target is not null then
+        -- No backfill will do that.
+        if ranking then
+            execute format('insert into pgtally.rank_%s (key, value) select %2$I, coalesce(%3$I, 0) from %4$s where %2$I is not null', id, target_key, target_column, target);
+        end if;
+        if milestones is not null then
+            execute format(
+                'insert into pgtally.milestone (counter_id, key, threshold, value)
+                select $1, t.%1$I::text, threshold, t.%2$I from %3$s t, unnest($2[:width_bucket(t.%2$I::bigint, $2)]) threshold
+                where t.%2$I >= $2[1] and t.%1$I is not null',
+                target_key, target_column, target)
+            using id, milestones;
+        end if;
     end if;
     if milestones is not null and not pgtally.create_queue(counter_name || '.milestones', source_type) then
         raise exception 'Counter "%": there is a queue "%" already', counter_name, counter_name || '.milestones'

@@ -42,7 +42,7 @@ begin
     delta := format('(%s)::pg_catalog.int8', coalesce(source.sum_expression, '1'));
     if source.time_column is not null then
         event_columns := ', ev_at';
-        row_columns := ', ' || pgtally.time_expression((select q.name from pgtally.queue q where q.queue_id = queue_id), source.source_table, source.time_column);
+        row_columns := ', ' || pgtally.time_expression(source);
         names := ', at';
         numbers := '1, 3';
     end if;

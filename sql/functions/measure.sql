@@ -49,7 +49,7 @@ begin
         ) %s
         select (select count(*) from measured), array(select key::text from drifts), (
             select coalesce(jsonb_agg(jsonb_build_object(''key'', key::text, ''source'', source::text, ''stored'', stored::text,
-                ''carried'', carried::text, ''pending'', pending::text) order by key), ''[]'')
+                ''carried'', carried::text, ''pending'', pending::text, ''drift'', drift::text) order by key), ''[]'')
             from (select * from drifts order by key limit %s) first)',
         pgtally.counts_query(counter, keys, after_key, last_key, against),
         case when correcting

@@ -16,7 +16,7 @@ begin
         execute format(
             'with drifts as materialized (%s)
             select array_agg(number), array_agg(key), array_agg(start), array_agg(source - stored - pending), (
-                select jsonb_agg(jsonb_build_object(''key'', key, ''part'', part, ''source'', source::text, ''stored'', stored::text, ''carried'', ''0'', ''pending'', pending::text))
+                select jsonb_agg(jsonb_build_object(''key'', key, ''part'', part, ''source'', source::text, ''stored'', stored::text, ''carried'', ''0'', ''pending'', pending::text, ''drift'', (source - stored - pending)::text))
                 from (select * from drifts order by key, number, start limit $1) first)
             from drifts', drifts_query)
         into numbers, drifting_keys, starts, drifts, drifting using max_drifts;

@@ -26,7 +26,7 @@ begin
     moments := format('pending as materialized (%s), source as materialized (%s)', moments, case when source.queue_id is null
         then format('select null::%s as key, null::timestamptz as moment, 0::bigint as delta where false', space.key_type)
         else format('select %1$I::%2$s as key, %3$s as moment, %4$s as delta from %5$s where (%6$s) and %7$s and %1$I is not null group by 1, 2',
-            source.source_key, space.key_type, pgtally.event_moment(counter, pgtally.time_expression(counter.name, source.source_table, source.time_column)),
+            source.source_key, space.key_type, pgtally.event_moment(counter, pgtally.time_expression(source)),
             case when source.sum_expression is null then 'count(*)' else format('coalesce(pgtally.sum_delta((%s)::bigint), 0)', source.sum_expression) end,
             source.source_table, coalesce(source.where_condition, 'true'),
             pgtally.key_filter(source.source_key, space.key_type, space.key_collation, keys, after_key, last_key)) end);

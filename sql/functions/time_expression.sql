@@ -1,23 +1,11 @@
--- time_expression(counter_name, source, time_column): SQL for the event_time() of a row of the source.
+-- time_expression(source): SQL for the event_time() of a row of the source.
 --
 -- A timestamp without time zone is in UTC, as most libraries write them: what the session's TimeZone says would differ from one writer to the next.
---
--- Errors: TL003 when there is no such column or it holds no such time.
-create or replace function pgtally.time_expression(counter_name text, source regclass, time_column name) returns text
-language plpgsql stable set search_path = pg_catalog, pg_temp as $$
-declare
-    given record;
-begin
-    select a.atttypid::regtype::text as type, a.attgenerated = 'v' as virtual into given
-    from pg_attribute a where a.attrelid = source and a.attname = time_column and a.attnum > 0 and not a.attisdropped;
-    if given.type is null then
-        raise exception 'Counter "%": the table % has no column "%"', counter_name, source, time_column
-            using errcode = 'TL003', hint = 'Name the column that says when a row happened, or leave it out.';
-    elsif given.virtual or given.type not in ('timestamp with time zone', 'timestamp without time zone') then
-        raise exception 'Counter "%": the column %.% is %, which cannot be the time of a row', counter_name, source, time_column,
-            case when given.virtual then 'a virtual generated column' else 'of type ' || given.type end
-            using errcode = 'TL003', hint = 'Use a column of type timestamptz, or timestamp (taken as UTC).';
-    end if;
-    return format(case given.type when 'timestamp with time zone' then 'pgtally.event_time(%I)' else 'pgtally.event_time(pg_catalog.timezone(''UTC'', %I))' end, time_column);
-end
+create or replace function pgtally.time_expression(source pgtally.source) returns text
+language sql stable set search_path = pg_catalog, pg_temp as $$
+    select format(
+        case when exists (
+            select from pg_attribute a where a.attrelid = source.source_table and a.attname = source.time_column and a.atttypid = 'timestamp'::regtype
+        ) then 'pgtally.event_time(pg_catalog.timezone(''UTC'', %I))' else 'pgtally.event_time(%I)' end,
+        source.time_column)
 $$;

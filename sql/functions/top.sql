@@ -1,7 +1,7 @@
 -- top(counter_name, max_keys, from_time, to_time, scope): the keys with the greatest counts, those first; of keys with the same count the lower key first. Only counts above 0.
 --
 -- Without from_time: the stored counts of all time, of a counter that was defined with a ranking. With it: the sums of the time buckets that start from from_time on and, where it is given, before
--- to_time. Those are as narrow as the counter keeps them for that time, and not more than a hundred, where it has such; it reads all of them.
+-- to_time. Those are as narrow as the counter keeps them for that time, and not more than 240, where it has such; it reads all of them.
 --
 -- scope: only keys whose rows of the target have these values, such as {"category_id": 7}.
 --

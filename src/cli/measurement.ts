@@ -48,12 +48,12 @@ export function describeMeasurement(
   const checked = `${counter}: ${number(checkedKeys)} ${checkedKeys === 1 ? 'key' : 'keys'} checked`
   if (driftingKeys === 0) return `${checked}, no drift.`
   const shown = drifts.slice(0, printedDrifts)
-  const more = driftingKeys - shown.length
+  const more = driftingKeys - new Set(shown.map(({ key }) => key)).size
   return [
     `${checked}, ${number(driftingKeys)} ${found}:`,
     formatTable(
       ['key', source, 'stored', 'carried', 'pending', 'drift'],
-      shown.map((drift) => [drift.key, ...[drift.source, drift.stored, drift.carried, drift.pending].map(number), `${drift.drift > 0 ? '+' : ''}${number(drift.drift)}`]),
+      shown.map((drift) => [drift.part === undefined ? drift.key : `${drift.key}, ${drift.part}`, ...[drift.source, drift.stored, drift.carried, drift.pending].map(number), `${drift.drift > 0 ? '+' : ''}${number(drift.drift)}`]),
       [1, 2, 3, 4, 5],
     ),
     ...(more > 0 ? [`… and ${number(more)} more.`] : []),

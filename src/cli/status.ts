@@ -31,6 +31,20 @@ function describeAudits({ lastAudit, lastSample }: CounterStatus): string {
   return [...(lastAudit ? [describeOne(lastAudit, 'keys')] : []), ...(lastSample ? [describeOne(lastSample, 'sampled keys')] : [])].join('; ') || '-'
 }
 
+function describeBuckets(counters: readonly CounterStatus[]): string[] {
+  const rows = counters.flatMap(({ name, buckets, lateEvents, futureEvents }) =>
+    buckets.map(({ width, retain, timeZone, since }, index) => [
+      name,
+      width,
+      retain ?? 'forever',
+      timeZone ?? '-',
+      since?.slice(0, 16).replace('T', ' ') ?? '-',
+      ...(index === 0 ? [number(lateEvents), number(futureEvents)] : ['', '']),
+    ]),
+  )
+  return rows.length === 0 ? [] : ['', formatTable(['buckets of', 'width', 'retained', 'time zone', 'kept since', 'late events', 'future events'], rows, [5, 6])]
+}
+
 function describe({ counters, queues, consumers, oldestTransactionSeconds }: Status): string {
   if (counters.length + queues.length === 0) return 'There are no counters yet. Create one with `pgtally counter create`.'
   return [
@@ -62,6 +76,7 @@ function describe({ counters, queues, consumers, oldestTransactionSeconds }: Sta
       [3],
     ),
     ...(consumers.length === 0 ? [] : ['', formatConsumers(consumers)]),
+    ...describeBuckets(counters),
     '',
     `Oldest open transaction: ${seconds(oldestTransactionSeconds)}`,
     ...[...counters, ...consumers].flatMap(({ name, lastError, lastErrorAt }) => (lastError === null ? [] : [`\n${name} cannot go on since ${lastErrorAt}: ${lastError}`])),

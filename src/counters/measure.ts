@@ -9,6 +9,8 @@ import { inTransaction } from '../transaction.ts'
 /** The counts of a key in one snapshot, where `source` is not `stored + carried + pending`. */
 export interface Drift {
   key: string
+  /** Which time bucket or decayed score it is, such as `bucket of 01:00:00 from 2026-01-31 10:00:00+00`; not there for the count itself. */
+  part?: string
   /** Rows of the source, or their sum; or the column that the counter was held against. */
   source: number
   /** In the target. */
@@ -50,7 +52,7 @@ export interface MeasuredRange {
   last_key?: string | null
   checked_keys: number
   drifting_keys: number
-  drifting?: Record<'key' | 'source' | 'stored' | 'carried' | 'pending', string>[]
+  drifting?: (Record<'key' | 'source' | 'stored' | 'carried' | 'pending' | 'drift', string> & { part?: string })[]
 }
 
 const listedDrifts = 1000
@@ -109,14 +111,14 @@ function addTo(measurement: Measurement, { checked_keys, drifting_keys, drifting
   measurement.checkedKeys += checked_keys
   measurement.driftingKeys += drifting_keys
   for (const found of drifting.slice(0, listedDrifts - measurement.drifts.length)) {
-    const [source, stored, carried, pending] = [BigInt(found.source), BigInt(found.stored), BigInt(found.carried), BigInt(found.pending)]
     measurement.drifts.push({
       key: found.key,
-      source: Number(source),
-      stored: Number(stored),
-      carried: Number(carried),
-      pending: Number(pending),
-      drift: Number(source - stored - carried - pending),
+      ...(found.part === undefined ? {} : { part: found.part }),
+      source: Number(found.source),
+      stored: Number(found.stored),
+      carried: Number(found.carried),
+      pending: Number(found.pending),
+      drift: Number(found.drift),
     })
   }
 }

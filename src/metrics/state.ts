@@ -22,6 +22,8 @@ const counters: Definition<Counter>[] = [
   ['counter', 'events', '{event}', 'Events applied, by whichever worker.', (counter) => counter.events],
   ['counter', 'batches', '{batch}', 'Batches applied, by whichever worker.', (counter) => counter.batches],
   ['counter', 'dropped_events', '{event}', 'Events whose key had no row in the target.', (counter) => counter.droppedEvents],
+  ['counter', 'late_events', '{event}', 'Events that came too late for one of the time buckets of the counter, or without a time; the count includes them.', withBuckets((counter) => counter.lateEvents)],
+  ['counter', 'future_events', '{event}', 'Events whose time was more than five minutes ahead of the server.', withBuckets((counter) => counter.futureEvents)],
   ['gauge', 'failing', '', '1 while the counter cannot go on because of an error, which `pgtally status` shows.', (counter) => Number(counter.lastError !== null)],
   ['gauge', 'problems', '{problem}', 'How many things keep the counter from being exact or from going on; `pgtally status` lists them.', (counter) => counter.problems.length],
   ['gauge', 'drifting_keys', '{key}', 'Keys that the last audit of the counter has found to be wrong and that were not reconciled since; not there before the first audit.', driftingKeys],
@@ -43,6 +45,11 @@ const consumers: Definition<Consumer>[] = [
   ['gauge', 'paused', '', '1 while the consumer is paused.', (consumer) => Number(consumer.pausedAt !== null)],
   ['gauge', 'failing', '', '1 while the consumer cannot go on because of an error, which `pgtally status` shows.', (consumer) => Number(consumer.lastError !== null)],
 ]
+
+/** Not there for a counter without buckets. */
+function withBuckets(value: (counter: Counter) => number): (counter: Counter) => number | undefined {
+  return (counter) => (counter.buckets.length === 0 ? undefined : value(counter))
+}
 
 /** What the last audit of all keys has found, or a sample since then; a reconciliation leaves nothing that drifts. Undefined where there was neither. */
 function driftingKeys({ lastAudit, lastSample }: Counter): number | undefined {

@@ -1,4 +1,5 @@
 import { autovacuum } from './checks/autovacuum.ts'
+import { buckets } from './checks/buckets.ts'
 import { carried } from './checks/carried.ts'
 import { clock } from './checks/clock.ts'
 import { cluster } from './checks/cluster.ts'
@@ -34,6 +35,7 @@ export const checks = [
   targetOverflow,
   wraparound,
   slots,
+  buckets,
   deadLetters,
   carried,
   transactions,

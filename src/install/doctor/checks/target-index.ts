@@ -35,7 +35,7 @@ export const targetIndex = defineCheck<Row>()({
       subject: { kind: 'counter', name: counter },
       problem: `The index ${index} contains ${table}.${column}. So no update of a count can be heap-only (HOT): each writes to all indexes of the table and leaves dead entries there.`,
       remedy: [
-        { advice: 'If queries sort by it ("most liked"), keep such a list apart and refresh it now and then. If no query needs it:' },
+        { advice: 'If queries sort by it ("most liked"), define the counter with a ranking, which top() reads (docs/trends.md). If no query needs it:' },
         { sql: drop },
       ],
     })),
