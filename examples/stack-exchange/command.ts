@@ -17,13 +17,13 @@ interface CommandOptions {
 
 export function replayCommand(): Command {
   return new Command('stack-exchange')
-    .description('Replays the votes of a Stack Exchange site against a counter for each post, and holds the counters against the Score in the dump.')
+    .description('Replays the votes of a Stack Exchange site against counters for each post and each tag, and holds them against the dump: its Score, and its votes by hour, day and month.')
     .argument('<directory>', 'with the Posts.xml and Votes.xml of one site')
     .addOption(new Option('--database-url <url>', 'the database, in which schemas of its own are made and dropped again (default: an embedded server)').env('DATABASE_URL'))
     .option('--connections <n>', 'how many connections cast votes at the same time', wholeNumber(1, 1000), 8)
     .option('--seed <n>', 'the same votes are cast together and withdrawn again (default: a new one)', wholeNumber(0, 2 ** 31 - 1))
     .option('--keep', 'leave the schemas in the database')
-    .addHelpText('after', '\nExit codes: 0 every counter equals the votes cast, 1 one does not or there was an error, 2 wrong usage.')
+    .addHelpText('after', '\nExit codes: 0 every counter equals the votes cast and every bucket those of its time, 1 one does not or there was an error, 2 wrong usage.')
     .action(run)
 }
 

@@ -10,6 +10,8 @@ export interface Post {
   createdAt: string | null
   /** What the dump says that its votes add up to. */
   score: number | null
+  /** Each once. Answers have none. */
+  tags: readonly string[]
 }
 
 export interface Vote {
@@ -34,6 +36,7 @@ export async function openDump(directory: string): Promise<{ posts: DumpFile<Pos
       id: row.requiredNumber('Id', Number.MAX_SAFE_INTEGER),
       createdAt: row.date('CreationDate'),
       score: row.number('Score', 2 ** 31 - 1),
+      tags: row.tags('Tags'),
     })),
     votes: await openFile(directory, 'Votes.xml', (row) => ({
       id: row.requiredNumber('Id', Number.MAX_SAFE_INTEGER),
@@ -166,6 +169,13 @@ class Row {
       throw this.#error(`${name} is "${text}", and not a date like 2011-08-17T20:18:56.507`)
     }
     return date.toISOString()
+  }
+
+  /** `<one><two>`, or `|one|two|` as newer dumps write it. */
+  tags(name: string): string[] {
+    const text = this.#attributes[name] ?? ''
+    if (!/^(<[^<>|\s"\\]+>)*$|^\|([^<>|\s"\\]+\|)+$/.test(text)) throw this.#error(`${name} is "${text}", and not tags like <one><two> or |one|two|`)
+    return [...new Set(text.match(/[^<>|]+/g))]
   }
 
   #error(message: string): DumpError {

@@ -71,17 +71,16 @@ function without(votes: readonly Vote[], gone: readonly Vote[]): Vote[] {
 }
 
 /**
- * What a statement adds to the posts' scores, by post, and so the events that it emits: one for each post of which the score changes.
- * An up-vote and a down-vote for one post in one statement come to nothing.
+ * The events that a statement emits, as the posts that they are for: one for each post and second of time of which the score changes.
+ * An up-vote and a down-vote for one post at one time in one statement come to nothing.
  */
-export function scoreChanges({ kind, votes }: Statement): Map<number, number> {
-  const sign = kind === 'cast' ? 1 : -1
-  const changes = new Map<number, number>()
-  for (const { postId, type } of votes) {
-    if (type === 2 || type === 3) changes.set(postId, (changes.get(postId) ?? 0) + (type === 2 ? sign : -sign))
+export function emittedFor({ votes }: Statement): number[] {
+  const changes = new Map<string, { postId: number; change: number }>()
+  for (const { postId, type, castAt } of votes) {
+    if (type !== 2 && type !== 3) continue
+    const second = `${postId} ${castAt?.slice(0, '2011-08-17T20:18:56'.length)}`
+    const { change } = changes.get(second) ?? { change: 0 }
+    changes.set(second, { postId, change: change + (type === 2 ? 1 : -1) })
   }
-  for (const [postId, change] of changes) {
-    if (change === 0) changes.delete(postId)
-  }
-  return changes
+  return [...changes.values()].filter(({ change }) => change !== 0).map(({ postId }) => postId)
 }

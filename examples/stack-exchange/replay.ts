@@ -5,12 +5,16 @@ import pg from 'pg'
 import type { Pool, PoolClient } from 'pg'
 
 // In your project: 'pgtally'.
-import { createTally, defineCounters } from '../../src/index.ts'
+import { createTally } from '../../src/index.ts'
 import type { CounterStatus, Tally } from '../../src/index.ts'
+import { compareBuckets, describeWrong } from './buckets.ts'
+import type { BucketComparison } from './buckets.ts'
+import { counters, defineScores } from './counters.ts'
 import { DumpError, openDump } from './dump.ts'
 import type { DumpFile, Post, Vote } from './dump.ts'
-import { createRandom, planTransactions, scoreChanges } from './plan.ts'
+import { createRandom, emittedFor, planTransactions } from './plan.ts'
 import type { Transaction } from './plan.ts'
+import { sumsOf } from './sums.ts'
 import { Tables } from './tables.ts'
 import type { Comparison } from './tables.ts'
 
@@ -42,7 +46,7 @@ export interface Progress {
   lagSeconds: number
 }
 
-/** What the connections did, and what pgtally must have seen of it. */
+/** What the connections did, and what the counter of posts must have seen of it. */
 interface Totals {
   votes: number
   withdrawn: number
@@ -54,7 +58,9 @@ interface Totals {
 
 export interface ReplayResult extends Comparison {
   expected: Totals
-  /** As the counter's status says. */
+  /** The time buckets of both counters, by width. */
+  buckets: BucketComparison[]
+  /** As the status of the counter of posts says. */
   appliedEvents: number
   droppedEvents: number
   batches: number
@@ -76,7 +82,7 @@ const sampleIntervalMs = 200
 const otherConnections = 6
 
 /**
- * Replays a site of the Stack Exchange data dump against a counter for each post's score.
+ * Replays a site of the Stack Exchange data dump against counters for each post's and each tag's score, by hour, day and month, too.
  *
  * @throws DumpError when the dump cannot be read; the reason of `signal`; errors of the database
  */
@@ -88,22 +94,7 @@ export async function replay(options: ReplayOptions): Promise<ReplayResult> {
   pool.on('error', () => {})
   const run = randomBytes(4).toString('hex')
   const tables = new Tables(pool, `stack_exchange_${run}`)
-  const tally = createTally({
-    pool,
-    schema: `pgtally_${run}`,
-    counters: defineCounters()({
-      post_score: {
-        source: {
-          table: `${tables.schema}.votes`,
-          key: 'post_id',
-          where: 'vote_type in (2, 3)',
-          sum: 'case vote_type when 2 then 1 else -1 end',
-        },
-        target: { table: `${tables.schema}.posts`, key: 'id', column: 'score' },
-        onMissing: 'drop',
-      },
-    }),
-  })
+  const tally = createTally({ pool, schema: `pgtally_${run}`, counters: defineScores(tables.schema) })
   try {
     await tables.create()
     await tally.install()
@@ -154,7 +145,9 @@ class Replay {
 
       this.#enter('comparing')
       const comparison = await this.#tables.compare()
-      return this.#result(comparison, await this.#counterStatus(), { castSeconds, catchUpSeconds })
+      const schemas = { tables: this.#tables.schema, tally: this.#tally.schema }
+      const buckets = await compareBuckets(this.#pool, schemas, sumsOf(dump), this.#signal)
+      return this.#result(comparison, buckets, await this.#counterStatuses(), { castSeconds, catchUpSeconds })
     } finally {
       ending.abort()
       await Promise.all([worker.stop(), sampling])
@@ -229,7 +222,7 @@ class Replay {
     this.#totals.transactions++
     for (const statement of transaction) {
       if (statement.kind === 'withdraw') this.#totals.withdrawn += statement.votes.length
-      for (const postId of scoreChanges(statement).keys()) {
+      for (const postId of emittedFor(statement)) {
         this.#totals.events++
         if (missing.has(postId)) this.#totals.droppedEvents++
       }
@@ -256,34 +249,46 @@ class Replay {
   async #sample(ending: AbortSignal): Promise<void> {
     while (!ending.aborted) {
       // The replay's own statements tell when the database is in trouble.
-      const status = await this.#counterStatus().catch(() => undefined)
-      this.#progress.pendingEvents = status?.pendingEvents ?? 0
-      this.#progress.lagSeconds = status?.lagSeconds ?? 0
+      const statuses = Object.values((await this.#counterStatuses().catch(() => undefined)) ?? {})
+      this.#progress.pendingEvents = statuses.reduce((sum, { pendingEvents }) => sum + pendingEvents, 0)
+      this.#progress.lagSeconds = Math.max(0, ...statuses.map(({ lagSeconds }) => lagSeconds))
       this.#greatestLagSeconds = Math.max(this.#greatestLagSeconds, this.#progress.lagSeconds)
       this.#report()
       await sleep(sampleIntervalMs, undefined, { signal: ending }).catch(() => {})
     }
   }
 
-  async #counterStatus(): Promise<CounterStatus> {
-    const [status] = (await this.#tally.status()).counters
-    if (status === undefined) throw new Error('The counter is gone: something else has dropped it.')
-    return status
+  async #counterStatuses(): Promise<Record<keyof typeof counters, CounterStatus>> {
+    const statuses = (await this.#tally.status()).counters
+    const of = (counter: string) => {
+      const status = statuses.find(({ name }) => name === counter)
+      if (status === undefined) throw new Error(`The counter ${counter} is gone: something else has dropped it.`)
+      return status
+    }
+    return { post: of(counters.post), tag: of(counters.tag) }
   }
 
-  #result(comparison: Comparison, status: CounterStatus, seconds: { castSeconds: number; catchUpSeconds: number }): ReplayResult {
+  #result(
+    comparison: Comparison,
+    buckets: BucketComparison[],
+    { post: status, tag }: Record<keyof typeof counters, CounterStatus>,
+    seconds: { castSeconds: number; catchUpSeconds: number },
+  ): ReplayResult {
     const expected = this.#totals
+    const [pending, carried] = [status.pendingEvents + tag.pendingEvents, status.carriedKeys + tag.carriedKeys]
     const checks: [correct: boolean, problem: string][] = [
       [comparison.wrongCounters === 0, `Of ${comparison.posts} counters, ${comparison.wrongCounters} do not equal the votes cast.`],
       [comparison.posts === this.#progress.posts, `${this.#progress.posts} posts were read and ${comparison.posts} are there.`],
       [comparison.votes === expected.votes, `${expected.votes} votes were cast for good and ${comparison.votes} are there.`],
       [status.events === expected.events, `${expected.events} events were emitted and ${status.events} were applied.`],
       [status.droppedEvents === expected.droppedEvents, `${expected.droppedEvents} events were for missing posts and ${status.droppedEvents} were counted as dropped.`],
-      [status.pendingEvents + status.carriedKeys === 0, `${status.pendingEvents} events are pending and ${status.carriedKeys} keys are carried after all was applied.`],
+      [pending + carried === 0, `${pending} events are pending and ${carried} keys are carried after all was applied.`],
+      ...buckets.map((width): [boolean, string] => [width.wrong === 0, describeWrong(width)]),
     ]
     return {
       ...comparison,
       ...seconds,
+      buckets,
       expected,
       appliedEvents: status.events,
       droppedEvents: status.droppedEvents,

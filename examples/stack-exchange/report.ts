@@ -62,14 +62,20 @@ function describeFigures(result: ReplayResult): string {
     ['greatest lag seen', `${decimal(result.greatestLagSeconds)} s`],
     ['caught up after', `${decimal(result.catchUpSeconds)} s`],
     ['dropped', `${count(result.votesForMissingPosts)} votes for ${count(result.missingPosts)} posts that are not in Posts.xml (${count(result.droppedEvents)} events)`],
+    ['time buckets compared', count(bucketsOf(result))],
+    ...result.buckets.map(({ counter, width, compared }): [string, string] => [`  ${counter}, ${width}`, count(compared)]),
     ['peak memory', `${count(Math.round(process.resourceUsage().maxRSS / 1024))} MB`],
   ]
   const width = Math.max(...figures.map(([name]) => name.length))
   return figures.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n')
 }
 
-function describeVerdict({ problems, posts, scores, matching, contradictions, examples }: ReplayResult): string[] {
-  const paragraphs = [problems.length === 0 ? `Exact: all ${count(posts)} counters equal the votes cast.` : ['NOT EXACT:', ...problems].join('\n  ')]
+const bucketsOf = ({ buckets }: ReplayResult) => buckets.reduce((sum, { compared }) => sum + compared, 0)
+
+function describeVerdict(result: ReplayResult): string[] {
+  const { problems, posts, scores, matching, contradictions, examples } = result
+  const exact = `Exact: all ${count(posts)} counters equal the votes cast, and all ${count(bucketsOf(result))} sums by hour, day and month, of posts and of tags, equal those of Votes.xml.`
+  const paragraphs = [problems.length === 0 ? exact : ['NOT EXACT:', ...problems].join('\n  ')]
   paragraphs.push(`${matching === posts ? 'All' : `${count(matching)} of`} ${count(posts)} counters match the Score in the dump.`)
   if (scores < posts) paragraphs.push(`${count(posts - scores)} posts have no Score in the dump to match.`)
   if (contradictions > 0) {

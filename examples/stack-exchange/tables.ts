@@ -1,9 +1,7 @@
-import { pipeline } from 'node:stream/promises'
-import { Readable } from 'node:stream'
-
 import type { ClientBase, Pool } from 'pg'
-import { from as copyFrom } from 'pg-copy-streams'
 
+import { copyInto } from './copy.ts'
+import type { CopyRow } from './copy.ts'
 import type { Post, Vote } from './dump.ts'
 import type { Statement } from './plan.ts'
 
@@ -34,7 +32,6 @@ export interface Comparison {
 }
 
 const examplesShown = 10
-const copyBufferLength = 65_536
 
 /** The tables of this example, in a schema of their own. */
 export class Tables {
@@ -55,6 +52,7 @@ export class Tables {
         id bigint primary key,
         created_at timestamptz,
         expected_score integer,
+        tags text[] not null,
         score integer not null default 0
       ) with (fillfactor = 80);
 
@@ -64,6 +62,15 @@ export class Tables {
         post_id bigint not null,
         vote_type smallint not null,
         cast_at timestamptz
+      );
+
+      -- A row for each vote and tag of its post, written and deleted by the statement that does so to the vote.
+      create table ${this.schema}.tag_votes (
+        vote_id bigint,
+        tag text,
+        vote_type smallint not null,
+        cast_at timestamptz,
+        primary key (vote_id, tag)
       );
 
       create view ${this.schema}.comparison as
@@ -80,8 +87,7 @@ export class Tables {
   }
 
   async loadPosts(client: ClientBase, posts: AsyncIterable<Post>, signal: AbortSignal): Promise<void> {
-    const copy = client.query(copyFrom(`copy ${this.schema}.posts (id, created_at, expected_score) from stdin`))
-    await pipeline(Readable.from(copyText(posts)), copy, { signal })
+    await copyInto(client, `${this.schema}.posts (id, created_at, expected_score, tags)`, copyRows(posts), signal)
   }
 
   /** Many posts came in at once, so autovacuum has not looked at them yet. */
@@ -92,12 +98,22 @@ export class Tables {
   async execute(client: ClientBase, { kind, votes }: Statement): Promise<void> {
     const ids = votes.map(({ id }) => id)
     if (kind === 'withdraw') {
-      await client.query(`delete from ${this.schema}.votes where id = any ($1::bigint[])`, [ids])
+      await client.query(
+        `with withdrawn as (delete from ${this.schema}.votes where id = any ($1::bigint[]) returning id)
+        delete from ${this.schema}.tag_votes where vote_id in (select id from withdrawn)`,
+        [ids],
+      )
       return
     }
     await client.query(
-      `insert into ${this.schema}.votes (id, post_id, vote_type, cast_at)
-      select * from unnest($1::bigint[], $2::bigint[], $3::smallint[], $4::timestamptz[])`,
+      `with cast_votes as (
+        insert into ${this.schema}.votes (id, post_id, vote_type, cast_at)
+        select * from unnest($1::bigint[], $2::bigint[], $3::smallint[], $4::timestamptz[])
+        returning *
+      )
+      insert into ${this.schema}.tag_votes (vote_id, tag, vote_type, cast_at)
+      select v.id, tag, v.vote_type, v.cast_at
+      from cast_votes v join ${this.schema}.posts p on p.id = v.post_id, unnest(p.tags) tag`,
       [ids, votes.map(({ postId }) => postId), votes.map(({ type }) => type), votes.map(({ castAt }) => castAt)],
     )
   }
@@ -149,16 +165,7 @@ export class Tables {
   }
 }
 
-/** Lines of COPY's text format, joined to pieces of some size, as each piece is a message to the server. */
-async function* copyText(posts: AsyncIterable<Post>): AsyncGenerator<string, void, undefined> {
-  const none = '\\N'
-  let text = ''
-  for await (const { id, createdAt, score } of posts) {
-    text += `${id}\t${createdAt ?? none}\t${score ?? none}\n`
-    if (text.length >= copyBufferLength) {
-      yield text
-      text = ''
-    }
-  }
-  yield text
+async function* copyRows(posts: AsyncIterable<Post>): AsyncGenerator<CopyRow, void, undefined> {
+  // A tag has neither quotes nor backslashes.
+  for await (const { id, createdAt, score, tags } of posts) yield [id, createdAt, score, `{${tags.map((tag) => `"${tag}"`).join(',')}}`]
 }
