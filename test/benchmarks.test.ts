@@ -86,6 +86,26 @@ test('measures what it is asked for, and says what could not run', { timeout: ti
   expect(await databasesOf(child.pid)).toEqual([])
 })
 
+test('holds every bucket and list against the plain counts', { timeout: timeoutMs }, async () => {
+  const json = path.join(directory, 'results.json')
+  const { exitCode, stderr } = await startBench(...brief, '--only', 'buckets', '--only', 'top', '--json', json).ended
+  expect({ exitCode, stderr }).toMatchObject({ exitCode: 0 })
+  const { results } = JSON.parse(await readFile(json, 'utf8')) as Json
+  expect(results.map(({ id, failed = [] }) => ({ id, failed }))).toEqual(
+    [
+      'buckets-user-now', 'buckets-user-hour', 'buckets-own-now', 'buckets-own-hour', 'buckets-writing',
+      'top-zipf', 'top-writing-zipf', 'top-uniform', 'top-writing-uniform',
+    ].map((id) => ({ id, failed: [] })),
+  )
+  expect(results[0]?.rows.map(({ samples }) => Object.keys(samples))).toEqual(Array.from({ length: 4 }, () => ['empty', 'filled']))
+  expect(results[5]?.rows.map(({ name }) => name)).toEqual(expect.arrayContaining(['top', 'top of an hour', 'trending', 'spikes of an hour', 'series of 60 hours']))
+  // Its own column is in no index, so hardly an update writes an index entry; where it is in one, each does.
+  const [plain, ranked, indexed] = Object.values(results[6]?.summary ?? {}).map(({ hot }) => hot?.median)
+  expect(plain).toBeGreaterThan(90)
+  expect(ranked).toBeGreaterThan(90)
+  expect(indexed).toBe(0)
+})
+
 test('names the scenarios there are', async () => {
   const { exitCode, stdout, stderr } = await startBench('--only', 'hottest').ended
   expect({ exitCode, stdout }).toEqual({ exitCode: 1, stdout: '' })

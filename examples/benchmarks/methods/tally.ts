@@ -5,17 +5,30 @@ import type { Process } from '../processes.ts'
 import { bareStatements, statements, storedInPosts } from './method.ts'
 import type { Method, OpenMethod } from './method.ts'
 
-const trigger = (options: Pick<CounterDefinition, 'rotationPeriodMs'> = {}): Method => ({
-  name: 'pgtally',
+const trigger = (options: Omit<CounterDefinition, 'source' | 'target'> = {}, name = 'pgtally', time?: string): Method => ({
+  name,
   async open(bench, tables) {
     const counter = tables.schema
-    await bench.tally.createCounter(counter, { source: { table: tables.likes, key: 'post_id' }, target: { table: tables.posts, key: 'id', column: 'like_count' }, ...options })
+    await bench.tally.createCounter(counter, { source: { table: tables.likes, key: 'post_id', time }, target: { table: tables.posts, key: 'id', column: 'like_count' }, ...options })
     return { ...runByTally(bench, counter), ...bareStatements(tables), stored: storedInPosts(tables) }
   },
 })
 
 /** As the README has it: a counter on the table, and a worker with its defaults. */
 export const tallyTrigger = trigger()
+
+export const threeWidths = {
+  buckets: [
+    { width: '1 minute', retain: '2 hours' },
+    { width: '1 hour', retain: '30 days' },
+    { width: '1 day', retain: 'forever' },
+  ],
+} satisfies CounterDefinition
+
+export const oneHalfLife = { trending: [{ halfLife: '6 hours' }] } satisfies CounterDefinition
+
+/** Events have the time of their row, for buckets of three widths and a half-life. */
+export const tallyTimed = trigger({ ...threeWidths, ...oneHalfLife }, 'pgtally with a time column', 'created_at')
 
 /** With slots that are changed more often than each five minutes. */
 export const tallyRotating = (rotationPeriodMs: number) => trigger({ rotationPeriodMs })

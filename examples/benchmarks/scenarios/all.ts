@@ -1,6 +1,7 @@
 import { apply } from './apply.ts'
 import { audit } from './audit.ts'
 import { backfill } from './backfill.ts'
+import { buckets } from './buckets.ts'
 import { bulk } from './bulk.ts'
 import { consume } from './consume.ts'
 import { endToEnd } from './end-to-end.ts'
@@ -17,8 +18,9 @@ import { readCounts } from './reads.ts'
 import { rotation } from './rotation.ts'
 import type { Scenario } from './scenario.ts'
 import { evenly, zipfian } from './spread.ts'
+import { top } from './top.ts'
 import { triggers } from './triggers.ts'
 import { writer } from './writer.ts'
 
 // The idle one first: after the others, autovacuum has work, and takes transaction ids.
-export const scenarios: readonly Scenario[] = [idle, hot, zipfian, evenly, triggers, prepared, bulk, mix, writer, apply, profile, endToEnd, lag, held, rotation, readCounts, fresh, consume, forward, backfill, audit]
+export const scenarios: readonly Scenario[] = [idle, hot, zipfian, evenly, triggers, prepared, bulk, mix, writer, apply, buckets, top, profile, endToEnd, lag, held, rotation, readCounts, fresh, consume, forward, backfill, audit]

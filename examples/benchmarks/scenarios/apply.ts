@@ -9,8 +9,8 @@ import { watchRowLocks } from '../row-locks.ts'
 import type { Metric, Result } from '../results.ts'
 import type { Scenario } from './scenario.ts'
 
-const allEvents = 1_000_000
-const allKeys = 100_000
+export const allEvents = 1_000_000
+export const allKeys = 100_000
 const eventsPerTransaction = 1000
 
 const metrics: Metric[] = [
@@ -103,25 +103,26 @@ export async function withBacklog<T>(bench: Bench, { counter, table, column, key
 
 export const describeBacklog = ({ divisor }: Bench) => `${(allEvents / divisor).toLocaleString('en-US')} events of ${(allEvents / divisor / eventsPerTransaction).toLocaleString('en-US')} transactions`
 
-async function emit(bench: Bench, queue: string, events: number, keys: number): Promise<void> {
+/** Writes that many events, of random keys; `time` is SQL for when one of them happened. What was there before must have been applied. */
+export async function emit(bench: Bench, queue: string, events: number, keys: number, time = 'clock_timestamp()'): Promise<void> {
   await bench.pool.query(`truncate ${queue}`)
   await prepare(
     bench,
     `do $$ begin
       for n in 1..${events / eventsPerTransaction} loop
-        insert into ${queue} (ev_key, ev_delta, ev_slot) select 1 + floor(random() * ${keys}), 1, 0 from generate_series(1, ${eventsPerTransaction});
+        insert into ${queue} (ev_key, ev_delta, ev_slot, ev_time) select 1 + floor(random() * ${keys}), 1, 0, ${time} from generate_series(1, ${eventsPerTransaction});
         commit;
       end loop;
     end $$`,
   )
 }
 
-async function eventTable({ pool }: Bench, name: string): Promise<string> {
+export async function eventTable({ pool }: Bench, name: string): Promise<string> {
   const { rows } = await pool.query<{ id: number }>('select queue_id as id from pgtally.queue where name = $1', [name])
   return `pgtally.event_${rows[0]?.id}`
 }
 
-async function counterId({ pool }: Bench, name: string): Promise<number> {
+export async function counterId({ pool }: Bench, name: string): Promise<number> {
   const { rows } = await pool.query<{ id: number }>('select counter_id as id from pgtally.counter where name = $1', [name])
   return rows[0]?.id ?? 0
 }
