@@ -110,7 +110,7 @@ test('the time is in proportion to the text, whatever that is', () => {
   const started = performance.now()
   for (const text of texts) hashtags(text)
   // A quadratic case takes minutes, for each of the texts that meet it.
-  expect(performance.now() - started).toBeLessThan(30_000)
+  expect(performance.now() - started).toBeLessThan(60_000)
 })
 
 test('nor does a long text take stack', () => {
