@@ -52,12 +52,17 @@ const ownStates: Readonly<Record<string, PgtallyErrorCode>> = {
   TL012: 'OUT_OF_STEP',
 }
 
+/** Of PostgreSQL, for a text that is no time or length of time, or one that is too long. */
+const timeStates = ['22007', '22008', '22009', '22015']
+const timeRemedy = "Write a length of time as in '1 hour' or '30 days', and a date as in '2026-01-31'."
+
 /** PostgreSQL's own SQLSTATEs as they come up while something is defined, with what to do about them. */
 const definitionStates: Readonly<Record<string, readonly [PgtallyErrorCode, remedy: string]>> = {
   '42P01': ['INVALID_DEFINITION', 'Check its name; a table outside the search path needs its schema: schema.table.'],
   '3F000': ['INVALID_DEFINITION', 'Check the name of the schema that the table is in.'],
   '42602': ['INVALID_DEFINITION', 'Check the name.'],
   '42501': ['PERMISSION_DENIED', 'pgtally is set up by a role that owns the tables (or has TRIGGER and SELECT on the source, SELECT and UPDATE on the target) and may create in the database.'],
+  ...Object.fromEntries(timeStates.map((state) => [state, ['INVALID_DEFINITION', timeRemedy]] as const)),
   '55P03': ['LOCK_TIMEOUT', 'Other transactions hold the table; try again when they have ended.'],
 }
 
@@ -122,6 +127,12 @@ export function translateDefinitionError(error: unknown): unknown {
   const state = isDatabaseError(error) ? definitionStates[error.code] : undefined
   if (state === undefined) return translateError(error)
   return new PgtallyError(state[0], sentence((error as Error).message, state[1]), { cause: error })
+}
+
+/** As `translateError`, for reading with arguments that are times. */
+export function translateArgumentError(error: unknown): unknown {
+  if (!isDatabaseError(error) || !timeStates.includes(error.code)) return translateError(error)
+  return new PgtallyError('INVALID_ARGUMENT', sentence(error.message, timeRemedy), { cause: error })
 }
 
 /** The error in one line, with the details that the server gave. */

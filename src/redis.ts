@@ -3,7 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises'
 
 import { z } from 'zod'
 
-import { safeNumber } from './counters/counter.ts'
+import { safeNumber } from './counters/count.ts'
 import type { Key } from './counters/definition.ts'
 import { PgtallyError } from './errors.ts'
 import type { Tally } from './tally.ts'

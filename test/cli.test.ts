@@ -1,5 +1,4 @@
 import { spawn } from 'node:child_process'
-import { randomUUID } from 'node:crypto'
 import { once } from 'node:events'
 import { fileURLToPath } from 'node:url'
 
@@ -7,11 +6,11 @@ import { afterEach, beforeAll, describe, expect, test, vi } from 'vitest'
 
 import { withProgress } from '../src/cli/measurement.ts'
 import type { Tally } from '../src/index.ts'
+import { commandLine, here } from './support/command-line.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
 import { createBlog, installed, like, outcome, stored, value } from './support/fixtures.ts'
 import { dedicatedServer } from './support/server.ts'
 
-const main = fileURLToPath(new URL('../src/cli/main.ts', import.meta.url))
 let db: TestDatabase
 let tally: Tally
 
@@ -29,7 +28,7 @@ afterEach(() => {
 /** A process of the command line, with nothing of this one's connection settings unless given. */
 function start(args: string[], env: Record<string, string> = { DATABASE_URL: db.connectionString }) {
   const inherited = Object.entries(process.env).filter(([name]) => name !== 'DATABASE_URL' && !name.startsWith('PG'))
-  const child = spawn(process.execPath, [main, ...args], { env: { ...Object.fromEntries(inherited), ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
+  const child = spawn(process.execPath, [commandLine, ...args], { env: { ...Object.fromEntries(inherited), ...env }, stdio: ['ignore', 'pipe', 'pipe'] })
   started.push(() => child.kill('SIGKILL'))
   const output = { stdout: '', stderr: '' }
   child.stdout.setEncoding('utf8').on('data', (text: string) => (output.stdout += text))
@@ -41,31 +40,11 @@ function start(args: string[], env: Record<string, string> = { DATABASE_URL: db.
 
 const run = (...args: string[]) => start(args).ended
 
-/** The same in this process, which takes no time to start, on the database given. One at a time. */
-async function here(connectionString: string, ...args: string[]) {
-  const output = { stdout: '', stderr: '' }
-  const capture = (name: 'stdout' | 'stderr') => vi.spyOn(process[name], 'write').mockImplementation((text) => ((output[name] += String(text)), true))
-  const spies = [capture('stdout'), capture('stderr')]
-  const { argv } = process
-  process.argv = [process.execPath, main, ...args]
-  vi.stubEnv('DATABASE_URL', connectionString)
-  try {
-    // What runs is the module itself; each time it has another name, so that it is evaluated again.
-    await import(/* @vite-ignore */ `../src/cli/main.ts?${randomUUID()}`)
-    return { code: process.exitCode ?? 0, ...output }
-  } finally {
-    process.argv = argv
-    process.exitCode = undefined
-    vi.unstubAllEnvs()
-    for (const spy of spies) spy.mockRestore()
-  }
-}
-
 const succeeded = { code: 0, stderr: '' }
 
 describe('help and usage', () => {
   test('each command explains itself', async () => {
-    const commands = [['install'], ['uninstall'], ['counter'], ['counter', 'create'], ['counter', 'list'], ['counter', 'reset'], ['counter', 'drop'], ['worker'], ['consumer'], ['consumer', 'list'], ['consumer', 'register'], ['consumer', 'unregister'], ['consumer', 'pause'], ['consumer', 'resume'], ['consumer', 'seek'], ['consumer', 'skip'], ['consumer', 'dead-letters'], ['consumer', 'replay'], ['consumer', 'purge'], ['drain'], ['status'], ['doctor'], ['audit'], ['reconcile'], ['rebase']]
+    const commands = [['install'], ['uninstall'], ['counter'], ['counter', 'create'], ['counter', 'list'], ['counter', 'reset'], ['counter', 'drop'], ['worker'], ['consumer'], ['consumer', 'list'], ['consumer', 'register'], ['consumer', 'unregister'], ['consumer', 'pause'], ['consumer', 'resume'], ['consumer', 'seek'], ['consumer', 'skip'], ['consumer', 'dead-letters'], ['consumer', 'replay'], ['consumer', 'purge'], ['drain'], ['status'], ['doctor'], ['audit'], ['reconcile'], ['rebase'], ['series'], ['top'], ['trending']]
     for (const command of commands) {
       expect(await here(db.connectionString, ...command, '--help')).toEqual({ ...succeeded, stdout: expect.stringContaining(`Usage: ${['pgtally', ...command].join(' ')} `) })
     }
@@ -103,6 +82,21 @@ describe('help and usage', () => {
       ...['1x', '10', '-1h'].map((retain): [string[], RegExp] => [['counter', 'create', 'x', `--retain=${retain}`], /--retain.*with its unit/]),
       [['counter', 'create', 'x', '--retain', '1h', '--rotation-period', '60s'], /"x".*kept for 01:00:00.*00:01:00/],
       [['counter', 'create', 'x', '--rotation-period', '60'], /--rotation-period.*unit/],
+      [['counter', 'create', 'x', '--source-time', 'at'], /--source-time.*--source/],
+      ...['1 hour', '1 hour:', ':30 days', '1 hour:30 days@'].map((bucket): [string[], RegExp] => [['counter', 'create', 'x', '--bucket', bucket], /--bucket.*such as "1 hour:30 days"/]),
+      [['counter', 'create', 'x', '--half-life', '6'], /--half-life.*unit/],
+      [['counter', 'create', 'x', '--half-life', '6 moons'], /moons.*'1 hour'/],
+      [['top'], /missing required argument 'counter'/],
+      [['top', 'one', '--limit', '0'], /--limit.*1 or more/],
+      [['top', 'one', '--window', '60'], /--window.*unit/],
+      [['top', 'one', '--window', '6 moons'], /moons.*'1 hour'/],
+      ...['category', '=7'].map((where): [string[], RegExp] => [['top', 'one', '--where', where], /--where.*such as category_id=7/]),
+      [['trending', 'one', '--half-life', '6h', '--baseline', '1h'], /either --half-life or --baseline/],
+      [['trending', 'one', '--windows', '3'], /--windows.*--baseline/],
+      [['trending', 'one', '--min-count', '3'], /--min-count.*--baseline/],
+      [['series', 'one', '--width', '1h'], /missing required argument 'key'/],
+      [['series', 'one', '1'], /--width.*not specified/],
+      ...['today', '5', '2026-13-01'].map((from): [string[], RegExp] => [['series', 'one', '1', '--width', '1h', '--from', from], /--from.*such as 2026-01-31/]),
     ]
     for (const [args, says] of wrong) {
       expect({ args, ...(await here(db.connectionString, ...args)) }).toMatchObject({ args, code: 2, stdout: '', stderr: expect.stringMatching(says) })
@@ -412,7 +406,7 @@ describe('worker', () => {
     await worker.said(`"counter":"${blog.counter}","changes":[{"key":"1","value":1}]`)
     worker.child.kill('SIGTERM')
     expect(await worker.ended).toMatchObject({ code: 1, stderr: '', stdout: expect.stringContaining('consumer stopped') })
-    expect(await start(['worker', '--module', main.replace('main.ts', 'command.ts')]).ended).toMatchObject({ code: 2, stderr: expect.stringContaining('export default [defineConsumer') })
+    expect(await start(['worker', '--module', commandLine.replace('main.ts', 'command.ts')]).ended).toMatchObject({ code: 2, stderr: expect.stringContaining('export default [defineConsumer') })
     expect(await start(['worker', '--module', './nothing.ts']).ended).toMatchObject({ code: 1, stderr: expect.stringContaining('nothing.ts') })
   })
 

@@ -88,6 +88,15 @@ const cache = createRedisCache({ redis: createClient().on('error', () => {}), ta
   total: 'const total = createTally({ pool })',
   "{ counter: 'post_likes'": `await tally.dropCounter('post_likes')
 await tally.createCounter('post_likes', { source: { table: 'likes', key: 'post_id' }, milestones: [100] })`,
+  '// In the definition:': `await tally.dropCounter('post_likes')
+await pool.query('alter table posts add if not exists category_id int')
+await tally.createCounter('post_likes', {
+  source: { table: 'likes', key: 'post_id' },
+  target: { table: 'posts', key: 'id', column: 'like_count' },
+  buckets: [{ width: '1 hour', retain: '30 days' }],
+  ranking: true,
+  trending: [{ halfLife: '6 hours' }],
+})`,
   "'reactions'": `await pool.query('create table reactions (post_id bigint, user_id bigint, emoji text, primary key (post_id, user_id))')`,
   '.waitFor(': 'await using worker = tally.worker()',
   "'mails'": "await tally.createQueue('mails', { keyType: 'text' })",

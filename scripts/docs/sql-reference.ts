@@ -72,4 +72,4 @@ function markdown(text: string): string {
 
 /** Unless it begins with a function's name. */
 const capitalized = (text: string) => (/^\w+\(/.test(text) ? text : text.charAt(0).toUpperCase() + text.slice(1))
-const anchor = (title: string) => title.toLowerCase().replaceAll(' ', '-')
+const anchor = (title: string) => title.toLowerCase().replaceAll(',', '').replaceAll(' ', '-')

@@ -1,5 +1,5 @@
 -- bucket_for(counter, from_time, to_time): the bucket whose counts say most exactly what happened from one time to the other: the narrowest that is kept for so long and of which there are not more than
--- 240; else the widest that is kept.
+-- 240; else the widest that is kept and not wider than that time; else the narrowest that is kept.
 --
 -- Errors: TL003 when from_time is NULL or not before to_time; TL009 when the counter has no buckets, or none that are kept for so long.
 create or replace function pgtally.bucket_for(counter pgtally.counter, from_time timestamptz, to_time timestamptz) returns pgtally.bucket
@@ -14,7 +14,7 @@ begin
     select b.* into bucket
     from pgtally.bucket b
     where b.counter_id = counter.counter_id and b.kept_since <= from_time
-    order by to_time - from_time > 240 * b.width, case when to_time - from_time > 240 * b.width then -b.number else b.number end limit 1;
+    order by b.width > to_time - from_time, to_time - from_time > 240 * b.width, case when to_time - from_time > 240 * b.width then -b.number else b.number end limit 1;
     if not found then
         raise exception 'Counter "%" has no buckets that are kept since %', counter.name, from_time
             using errcode = 'TL009', hint = 'Ask for a later time, or define the counter with buckets that are retained for longer; bucket_status() has those that there are.';

@@ -74,6 +74,12 @@ export function duration(text: string): number {
   return milliseconds
 }
 
+/** Checks an option's value such as `1h` or `1 month`, and leaves it to the server, which knows that months differ. */
+export function interval(text: string): string {
+  if (!/^\d.*[a-z]/i.test(text)) throw new InvalidArgumentError('It must be a time with its unit, such as 15m, 1h or 1 month.')
+  return text
+}
+
 /** The exit code for an error that ended a command. */
 export function exitCodeFor(error: unknown): number {
   const usage = ['INVALID_ARGUMENT', 'INVALID_DEFINITION']

@@ -1,8 +1,8 @@
-import { Command, Option } from 'commander'
+import { Command, InvalidArgumentError, Option } from 'commander'
 
-import type { CounterDefinition } from '../counters/definition.ts'
+import type { BucketDefinition, CounterDefinition } from '../counters/definition.ts'
 import { PgtallyError } from '../errors.ts'
-import { databaseCommand, duration, printJson, printLine, wholeNumber, withConnection } from './command.ts'
+import { databaseCommand, duration, interval, printJson, printLine, wholeNumber, withConnection } from './command.ts'
 import type { ConnectionOptions } from './command.ts'
 import { collect, withProgress } from './measurement.ts'
 import { formatTable } from '../table.ts'
@@ -13,6 +13,7 @@ interface CreateOptions extends ConnectionOptions {
   where?: string
   sum?: string
   data?: string[]
+  sourceTime?: string
   target?: string
   targetKey?: string
   targetColumn?: string
@@ -22,6 +23,9 @@ interface CreateOptions extends ConnectionOptions {
   rotationPeriod?: number
   retain?: number
   milestones?: CounterDefinition['milestones']
+  bucket?: BucketDefinition[]
+  ranking?: true
+  halfLife?: string[]
   backfill: boolean
 }
 
@@ -43,6 +47,7 @@ function createCommand(): Command {
     .option('--where <sql>', 'count only rows for which this condition is true')
     .option('--sum <sql>', 'add up this whole number instead of counting rows')
     .option('--data <columns>', 'columns, separated by commas, that consumers get with each event', (text) => text.split(','))
+    .option('--source-time <column>', 'the column that says when what a row stands for happened, for --bucket and --half-life')
     .option('--target <table>', "the table to store the count in (default: a table of pgtally's own)")
     .option('--target-key <column>', 'its key column')
     .option('--target-column <column>', 'its column for the count')
@@ -54,6 +59,9 @@ function createCommand(): Command {
     .option('--rotation-period <time>', 'how long one slot of the queue is written (default: 5m, or --retain if longer)', duration)
     .option('--retain <time>', 'keep events at least that long after they were applied, such as 1h, for consumers that want to read again', duration)
     .option('--milestones <thresholds>', 'record when a count reaches them, and hand that on: whole numbers separated by commas, or powers-of-ten', thresholds)
+    .option('--bucket <width:retain[@zone]>', 'keep counts by time, such as "1 hour:30 days" or "1 day:forever@Europe/Berlin"; may be given several times', bucket)
+    .option('--ranking', 'keep what `pgtally top` of all time reads')
+    .option('--half-life <time>', 'keep scores for `pgtally trending`, in which an event weighs half after that time; may be given several times', (text, earlier: string[] | undefined) => collect(interval(text), earlier))
     .option('--no-backfill', 'leave counting the rows that are there already to a later `pgtally reconcile`')
     .addHelpText('after', '\nExample:\n  pgtally counter create post_likes --source likes --source-key post_id \\\n    --target posts --target-key id --target-column like_count')
     .action((name: string, options: CreateOptions) =>
@@ -70,11 +78,11 @@ function definition(options: CreateOptions): CounterDefinition {
   const { source: table, sourceKey, target, targetKey, targetColumn } = options
   const source = together({ '--source': table, '--source-key': sourceKey })
   const stored = together({ '--target': target, '--target-key': targetKey, '--target-column': targetColumn })
-  if (source === undefined && (options.where ?? options.sum ?? options.data) !== undefined) {
-    throw new PgtallyError('INVALID_ARGUMENT', '--where, --sum and --data need --source, whose rows they are about.')
+  if (source === undefined && (options.where ?? options.sum ?? options.data ?? options.sourceTime) !== undefined) {
+    throw new PgtallyError('INVALID_ARGUMENT', '--where, --sum, --data and --source-time need --source, whose rows they are about.')
   }
   return {
-    source: source && { table: source['--source'], key: source['--source-key'], where: options.where, sum: options.sum, data: options.data },
+    source: source && { table: source['--source'], key: source['--source-key'], where: options.where, sum: options.sum, data: options.data, time: options.sourceTime },
     target: stored && { table: stored['--target'], key: stored['--target-key'], column: stored['--target-column'] },
     onMissing: options.onMissing,
     keyType: options.keyType,
@@ -82,7 +90,16 @@ function definition(options: CreateOptions): CounterDefinition {
     rotationPeriodMs: options.rotationPeriod,
     retainMs: options.retain,
     milestones: options.milestones,
+    buckets: options.bucket,
+    ranking: options.ranking,
+    trending: options.halfLife?.map((halfLife) => ({ halfLife })),
   }
+}
+
+function bucket(text: string, earlier: BucketDefinition[] = []): BucketDefinition[] {
+  const [, width, retain, timeZone] = /^([^:]+):([^:@]+)(?:@(.+))?$/.exec(text) ?? []
+  if (width === undefined || retain === undefined) throw new InvalidArgumentError('It must be a width and how long it is kept, such as "1 hour:30 days" or "1 day:forever@Europe/Berlin".')
+  return [...earlier, { width, retain, timeZone }]
 }
 
 function thresholds(text: string): CounterDefinition['milestones'] {

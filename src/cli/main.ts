@@ -13,8 +13,11 @@ import { grantCommand, revokeCommand } from './grant.ts'
 import { installCommand } from './install.ts'
 import { rebaseCommand } from './rebase.ts'
 import { reconcileCommand } from './reconcile.ts'
+import { seriesCommand } from './series.ts'
 import { sqlCommand } from './sql.ts'
 import { statusCommand } from './status.ts'
+import { topCommand } from './top.ts'
+import { trendingCommand } from './trending.ts'
 import { uninstallCommand } from './uninstall.ts'
 import { workerCommand } from './worker.ts'
 import { version } from '../version.ts'
@@ -37,6 +40,9 @@ const commands = [
   doctorCommand(),
   auditCommand(),
   reconcileCommand(),
+  seriesCommand(),
+  topCommand(),
+  trendingCommand(),
   rebaseCommand(),
   demoCommand(),
 ]

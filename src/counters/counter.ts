@@ -9,42 +9,20 @@ import { traced } from '../open-telemetry.ts'
 import type { ExportedBatch } from '../queue/batch.ts'
 import { audit } from './audit.ts'
 import type { AuditOptions } from './audit.ts'
+import { safeNumber } from './count.ts'
+import type { Count, CountOptions, NumberOf, ReadOptions } from './count.ts'
 import type { Key } from './definition.ts'
 import type { Measurement } from './measure.ts'
 import { receiveBatch } from './receive.ts'
 import type { ReceiveOptions } from './receive.ts'
 import { reconcile, reset } from './reconcile.ts'
 import type { ReconcileOptions } from './reconcile.ts'
-
-export interface ReadOptions {
-  /** Read here instead of on the pool, for example inside a transaction. */
-  executor?: Executor | undefined
-  /** The exact count at this moment, however far the worker is behind, with its parts. Reads through what is pending. Default false. */
-  fresh?: boolean | undefined
-  /** Give `bigint`s, for counts beyond 2^53 - 1. Default false. */
-  bigint?: boolean | undefined
-}
-
-type OptionOf<O, Name> = Name extends keyof O ? O[Name] : false
-// Both distribute: an option that may be either gives either.
-type NumberFor<Bigint> = Bigint extends true ? bigint : number
-type CountOptions = Pick<ReadOptions, 'executor' | 'bigint'>
-type CountFor<Fresh, N extends number | bigint> = Fresh extends true ? FreshCount<N> : N
-
-/** What a read with these options gives: a number, and with `fresh` a `FreshCount`. */
-export type Count<O> = CountFor<OptionOf<O, 'fresh'>, NumberFor<OptionOf<O, 'bigint'>>>
-
-/** A count and what it is made of, all at one instant. */
-export interface FreshCount<N extends number | bigint = number> {
-  /** `stored + carried + pending` */
-  count: N
-  /** In the target. */
-  stored: N
-  /** Taken from the queue and not added yet, as the target's row is locked. */
-  carried: N
-  /** In the queue. */
-  pending: N
-}
+import { series } from './series.ts'
+import type { Bucket, SeriesOptions } from './series.ts'
+import { top } from './top.ts'
+import type { KeyCount, TopOptions } from './top.ts'
+import { spikes, trending } from './trending.ts'
+import type { SpikeOptions, SpikingKey, TrendingKey, TrendingOptions } from './trending.ts'
 
 export interface WaitOptions<K> {
   /** Wait for the count of this key only. Otherwise a row that is locked holds up the answer, whichever key it is of. */
@@ -78,15 +56,6 @@ export type TransactionToken = string
 
 const waitIntervalMs = 10
 const lastTransactionId = 2n ** 64n - 1n
-
-/** @throws PgtallyError UNSAFE_COUNT */
-export function safeNumber(counter: string, key: Key, count: bigint): number {
-  const number = Number(count)
-  if (!Number.isSafeInteger(number)) {
-    throw new PgtallyError('UNSAFE_COUNT', `Counter "${counter}": the count of ${key}, ${count}, is beyond what a number can hold. Read it with counter.get() and { bigint: true }.`)
-  }
-  return number
-}
 
 /** A counter by name: a handle that costs nothing and holds nothing. */
 export class Counter<K extends Key = Key> {
@@ -187,7 +156,7 @@ export class Counter<K extends Key = Key> {
    * await tally.counters.post_likes.getVersioned(42) // { count: 1041, version: 7n }
    * ```
    */
-  async getVersioned<const O extends CountOptions = Record<never, never>>(key: K, options?: O): Promise<VersionedCount<NumberFor<OptionOf<O, 'bigint'>>>> {
+  async getVersioned<const O extends CountOptions = Record<never, never>>(key: K, options?: O): Promise<VersionedCount<NumberOf<O>>> {
     const { executor = this.#pool, bigint = false }: CountOptions = options ?? {}
     // One statement has one snapshot, which both functions read in: they are STABLE.
     const [row] = await query<{ version: string; count: string | null }>(
@@ -195,7 +164,7 @@ export class Counter<K extends Key = Key> {
       `select ${this.#schema}.counter_version($1::text)::text as version, (select c.count::text from ${this.#schema}.get_counts($1::text, array[$2::text]) c) as count`,
       [this.name, this.#keyText(key)],
     )
-    const count = this.#number(key, BigInt(row?.count ?? 0), bigint) as NumberFor<OptionOf<O, 'bigint'>>
+    const count = this.#number(key, BigInt(row?.count ?? 0), bigint) as NumberOf<O>
     return { count, version: BigInt(row?.version ?? 0) }
   }
 
@@ -210,7 +179,7 @@ export class Counter<K extends Key = Key> {
    * await tally.counters.post_likes.milestones(42) // [{ key: '42', threshold: 100, value: 100, reachedAt: 2026-01-31T10:00:00.000Z }]
    * ```
    */
-  async milestones<const O extends CountOptions = Record<never, never>>(key?: K, options?: O): Promise<Milestone<NumberFor<OptionOf<O, 'bigint'>>>[]> {
+  async milestones<const O extends CountOptions = Record<never, never>>(key?: K, options?: O): Promise<Milestone<NumberOf<O>>[]> {
     const { executor = this.#pool, bigint = false }: CountOptions = options ?? {}
     const rows = await query<{ key: string; threshold: string; value: string; ms: string }>(
       executor,
@@ -221,7 +190,69 @@ export class Counter<K extends Key = Key> {
       const number = (text: string) => this.#number(of, BigInt(text), bigint)
       return { key: of, threshold: number(threshold), value: number(value), reachedAt: new Date(Number(ms)) }
     })
-    return milestones as Milestone<NumberFor<OptionOf<O, 'bigint'>>>[]
+    return milestones as Milestone<NumberOf<O>>[]
+  }
+
+  /**
+   * The count of `key` by time: what happened in each bucket, without gaps, in ascending order. It begins with the first bucket that is retained, and has at most
+   * 10,000. It includes what has been applied, and is as exact as the count: with `source.time` what is deleted is taken back
+   * from the bucket in which it was counted.
+   *
+   * @throws PgtallyError NOT_APPLICABLE (no `buckets` of which that width can be made), INVALID_ARGUMENT, INVALID_DEFINITION (a width or a time that will not do), UNSAFE_COUNT, NOT_FOUND;
+   * errors of the server unwrapped
+   *
+   * @example
+   * ```ts
+   * // In the definition: buckets: [{ width: '1 hour', retain: '30 days' }]
+   * await tally.counters.post_likes.series(42, { width: '1 day', from: new Date('2026-01-30'), to: new Date('2026-02-01') })
+   * // [{ start: 2026-01-30T00:00:00.000Z, count: 17 }, { start: 2026-01-31T00:00:00.000Z, count: 0 }]
+   * ```
+   */
+  async series<const O extends SeriesOptions>(key: K, options: O): Promise<Bucket<NumberOf<O>>[]> {
+    return (await series(this.#reading(options), this.#keyText(key), options)) as Bucket<NumberOf<O>>[]
+  }
+
+  /**
+   * The keys with the highest counts, highest first. Of all time, where the definition has `ranking`: the stored counts, as `get()` gives them. Of a window, where it
+   * has `buckets`: of what happened in the buckets that begin in it, so that the smaller they are, the more exactly the window is kept to.
+   *
+   * @throws PgtallyError NOT_APPLICABLE (no `ranking`; no `buckets` for the window; `where` without a target of yours), INVALID_ARGUMENT, INVALID_DEFINITION (a limit, window or
+   * column that will not do), UNSAFE_COUNT, NOT_FOUND; errors of the server unwrapped
+   *
+   * @example
+   * ```ts
+   * // In the definition: ranking: true, buckets: [{ width: '1 hour', retain: '30 days' }]
+   * await tally.counters.post_likes.top({ limit: 3 }) // [{ key: '42', count: 1041 }, { key: '7', count: 870 }, { key: '8', count: 12 }]
+   * await tally.counters.post_likes.top({ window: '24 hours', where: { category_id: 7 } }) // [{ key: '7', count: 31 }]
+   * ```
+   */
+  async top<const O extends TopOptions = Record<never, never>>(options?: O): Promise<KeyCount<NumberOf<O>>[]> {
+    return (await top(this.#reading(options), options ?? {})) as KeyCount<NumberOf<O>>[]
+  }
+
+  /**
+   * The keys that are on the rise, highest score first.
+   * - By `halfLife`, one of those in the definition's `trending`: the count in which each event weighs half after each half-life. (Forward decay, Cormode, Shkapenyuk, Srivastava and Xu, 2009:
+   *   nothing is to be recomputed as time passes.)
+   * - Against a `baseline`, of the definition's `buckets`: how far the count of the last window is above what the windows before let expect.
+   *
+   * @throws PgtallyError NOT_APPLICABLE (no such half-life or buckets in the definition; `where` without a target of yours), INVALID_ARGUMENT, INVALID_DEFINITION (a limit, window or column
+   * that will not do), UNSAFE_COUNT, NOT_FOUND; errors of the server unwrapped
+   *
+   * @example
+   * ```ts
+   * // In the definition: trending: [{ halfLife: '6 hours' }], buckets: [{ width: '1 hour', retain: '30 days' }]
+   * await tally.counters.post_likes.trending() // [{ key: '8', score: 11.2 }, { key: '42', score: 7.9 }]
+   * await tally.counters.post_likes.trending({ baseline: { window: '1 hour' } }) // [{ key: '8', score: 8.5, count: 12, expected: 1 }]
+   * ```
+   */
+  async trending(options: SpikeOptions): Promise<SpikingKey[]>
+  async trending(options?: TrendingOptions): Promise<TrendingKey[]>
+  async trending(options: TrendingOptions | SpikeOptions = {}): Promise<TrendingKey[]> {
+    const place = this.#reading(options)
+    if (options.baseline === undefined) return trending(place, options)
+    if (options.halfLife !== undefined) throw new PgtallyError('INVALID_ARGUMENT', 'What is trending is found by halfLife or against a baseline: give one of them.')
+    return spikes(place, options)
   }
 
   /**
@@ -307,6 +338,10 @@ export class Counter<K extends Key = Key> {
 
   get #place() {
     return { pool: this.#pool, schema: this.#schema, name: this.name }
+  }
+
+  #reading({ executor = this.#pool }: { executor?: Executor | undefined } = {}) {
+    return { executor, schema: this.#schema, name: this.name }
   }
 
   #number(key: Key, count: bigint, bigint: boolean): number | bigint {

@@ -10,7 +10,7 @@ export type KeyType = (typeof keyTypes)[number]
 const name = z.string().min(1)
 
 const definitionSchema = z.strictObject({
-  source: z.strictObject({ table: name, key: name, where: name.optional(), sum: name.optional(), data: z.array(name).min(1).readonly().optional() }).optional(),
+  source: z.strictObject({ table: name, key: name, where: name.optional(), sum: name.optional(), data: z.array(name).min(1).readonly().optional(), time: name.optional() }).optional(),
   target: z.strictObject({ table: name, key: name, column: name }).optional(),
   onMissing: z.enum(['drop', 'insert', 'error']).optional(),
   keyType: z.enum(keyTypes).optional(),
@@ -19,6 +19,10 @@ const definitionSchema = z.strictObject({
   retainMs: z.int().min(0).optional(),
   // In which order, and how many, the database checks.
   milestones: z.union([z.literal('powers of ten'), z.array(z.int().min(1)).readonly()]).optional(),
+  // As are intervals, which are the server's own.
+  buckets: z.array(z.strictObject({ width: name, retain: name, timeZone: name.optional() })).min(1).readonly().optional(),
+  ranking: z.boolean().optional(),
+  trending: z.array(z.strictObject({ halfLife: name })).min(1).readonly().optional(),
 })
 
 /** From 10 to 10^18, beyond which a bigint holds no other. */
@@ -33,8 +37,10 @@ export interface CounterDefinition {
    * - `sum`: SQL expression for a whole number to add up, instead of counting 1 for each row.
    * - `data`: columns that consumers of the queue get with each event, such as `['user_id']`. Each row is an event of its own then; otherwise those of a statement
    *   are summed by key, which is faster.
+   * - `time`: the column that says when what a row stands for happened, such as `created_at`, for `buckets` and `trending`: a `timestamptz`, or a `timestamp`, which is taken as UTC.
+   *   What is deleted is then taken back from where it was counted. Without it that is when its event was written, also for one that takes back.
    */
-  source?: { table: string; key: string; where?: string | undefined; sum?: string | undefined; data?: readonly string[] | undefined } | undefined
+  source?: { table: string; key: string; where?: string | undefined; sum?: string | undefined; data?: readonly string[] | undefined; time?: string | undefined } | undefined
   /** The column that the count is stored in. Without one, counts are kept in a table of pgtally's own. */
   target?: { table: string; key: string; column: string } | undefined
   /**
@@ -56,6 +62,22 @@ export interface CounterDefinition {
    * that existed before the counter have reached is recorded only.
    */
   milestones?: readonly number[] | 'powers of ten' | undefined
+  /** Counts by key and time, for `counter.series()`, `counter.top()` of a window and `counter.trending()` against a baseline. They are added to in the transaction that adds to the counts. */
+  buckets?: readonly BucketDefinition[] | undefined
+  /** Keeps what `counter.top()` of all time reads. Default: false. */
+  ranking?: boolean | undefined
+  /** Keeps a score of each key for `counter.trending()`, in which an event weighs half after each `halfLife`: an interval of a minute or more, such as `6 hours`. */
+  trending?: readonly { halfLife: string }[] | undefined
+}
+
+/** Counts by key and time, kept for a while: of how long a time each is, and for how long they are kept. Intervals are in PostgreSQL's words. */
+export interface BucketDefinition {
+  /** What divides a day, such as `1 minute`, `15 minutes` or `1 hour`; or `1 day`, `1 week` (from Monday on), `1 month` or `1 year`. */
+  width: string
+  /** Such as `30 days`, not shorter than `width`; or `forever`. What is older goes by whole partitions. */
+  retain: string
+  /** Where days begin, such as `Europe/Berlin`, for widths of a day and more. Default: `UTC`. */
+  timeZone?: string | undefined
 }
 
 /** The arguments of the SQL function create_counter(), by name. */
@@ -67,7 +89,7 @@ export function createCounterArguments(counterName: string, definition: CounterD
   if (!parsed.success) {
     throw new PgtallyError('INVALID_DEFINITION', `Counter "${counterName}": ${z.prettifyError(parsed.error).replaceAll('\n', ' ')}`)
   }
-  const { source, target, onMissing, keyType, queue, rotationPeriodMs, retainMs, milestones } = parsed.data
+  const { source, target, onMissing, keyType, queue, rotationPeriodMs, retainMs, milestones, buckets, ranking, trending } = parsed.data
   return {
     counter_name: counterName,
     source: source?.table,
@@ -75,6 +97,7 @@ export function createCounterArguments(counterName: string, definition: CounterD
     where_condition: source?.where,
     sum_expression: source?.sum,
     source_data: source?.data,
+    source_time: source?.time,
     target: target?.table,
     target_key: target?.key,
     target_column: target?.column,
@@ -84,6 +107,9 @@ export function createCounterArguments(counterName: string, definition: CounterD
     rotation_period: interval(rotationPeriodMs),
     retain: interval(retainMs),
     milestones: (milestones === 'powers of ten' ? powersOfTen : milestones)?.map(String),
+    buckets: buckets && JSON.stringify(buckets.map(({ width, retain, timeZone }) => ({ width, retain, time_zone: timeZone }))),
+    ranking: ranking === undefined ? undefined : String(ranking),
+    half_lives: trending?.map(({ halfLife }) => halfLife),
   }
 }
 
@@ -102,8 +128,11 @@ type UpdateType<C> = C extends { readonly __update__: infer U } ? U : C
 type NumberColumn<T> = { [C in keyof T & string]: [Extract<UpdateType<T[C]>, number | bigint>] extends [never] ? never : C }[keyof T & string]
 type KeyColumn<T> = { [C in keyof T & string]: [Extract<SelectType<T[C]>, Key>] extends [never] ? never : C }[keyof T & string]
 
+/** Columns that a time may be read from, whatever type a driver reads it as: no numbers and no booleans. */
+type TimeColumn<T> = { [C in keyof T & string]: [Extract<SelectType<T[C]>, string | object>] extends [never] ? never : C }[keyof T & string]
+
 type TypedSource<DB> = {
-  [T in keyof DB & string]: { table: T; key: KeyColumn<DB[T]>; where?: string; sum?: string; data?: readonly (keyof DB[T] & string)[] }
+  [T in keyof DB & string]: { table: T; key: KeyColumn<DB[T]>; where?: string; sum?: string; data?: readonly (keyof DB[T] & string)[]; time?: TimeColumn<DB[T]> }
 }[keyof DB & string]
 type TypedTarget<DB> = {
   [T in keyof DB & string]: { table: T; key: KeyColumn<DB[T]>; column: NumberColumn<DB[T]> }

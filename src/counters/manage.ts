@@ -17,7 +17,11 @@ const argumentTypes: Readonly<Record<string, string>> = {
   target_column: 'text::name',
   rotation_period: 'text::interval',
   retain: 'text::interval',
+  source_time: 'text::name',
   milestones: 'text[]::bigint[]',
+  buckets: 'text::jsonb',
+  ranking: 'text::bool',
+  half_lives: 'text[]::interval[]',
 }
 
 export interface CreateCounterOptions extends MeasureOptions {

@@ -3,7 +3,7 @@ import type { ColumnType, Kysely, Transaction } from 'kysely'
 import type pg from 'pg'
 import { expectTypeOf } from 'vitest'
 
-import { createTally, defineCounters, type Counter, type FreshCount, type Measurement, type Milestone, type ReadOptions, type TransactionToken, type VersionedCount, type WaitOptions } from '../../src/index.ts'
+import { createTally, defineCounters, type Bucket, type Counter, type FreshCount, type KeyCount, type Measurement, type Milestone, type ReadOptions, type SpikingKey, type TransactionToken, type TrendingKey, type VersionedCount, type WaitOptions } from '../../src/index.ts'
 
 /** As kysely-codegen writes them. */
 type Generated<T> = T extends ColumnType<infer S, infer I, infer U> ? ColumnType<S, I | undefined, U> : ColumnType<T, T | undefined, T>
@@ -12,6 +12,7 @@ type Timestamp = ColumnType<Date, Date | string, Date | string>
 type Json = ColumnType<unknown, string, string>
 
 interface DB {
+  tag_uses: { tag: string; used_at: Generated<Timestamp>; deleted_at: Date | null; noted: string; number: Int8; done: boolean }
   posts: { id: Generated<number>; slug: string; like_count: Generated<number>; big_count: Generated<Int8>; views: number | null; title: string; at: Timestamp; meta: Json; open: boolean; fixed: ColumnType<number, number, never> }
   likes: { id: Generated<Int8>; post_id: number; user_id: string; at: Timestamp }
   big_likes: { post_id: Int8 }
@@ -34,6 +35,14 @@ const counters = define({
   pages: { keyType: 'text' },
   anything: { keyType: 'bigint' },
   follower: { queue: 'likes' },
+  tags: {
+    source: { table: 'tag_uses', key: 'tag', time: 'used_at' },
+    buckets: [{ width: '1 hour', retain: '30 days' }, { width: '1 day', retain: 'forever', timeZone: 'Europe/Berlin' }],
+    ranking: true,
+    trending: [{ halfLife: '6 hours' }],
+  },
+  nullable_time: { source: { table: 'tag_uses', key: 'tag', time: 'deleted_at' } },
+  text_time: { source: { table: 'tag_uses', key: 'tag', time: 'noted' } },
 })
 const tally = createTally({ pool, counters })
 
@@ -44,7 +53,7 @@ expectTypeOf(tally.counters.slugs).toEqualTypeOf<Counter<string>>()
 expectTypeOf(tally.counters.own).toEqualTypeOf<Counter<string>>()
 expectTypeOf(tally.counters.pages).toEqualTypeOf<Counter<string>>()
 expectTypeOf(tally.counters.anything).toEqualTypeOf<Counter<string | number | bigint>>()
-expectTypeOf<keyof typeof tally.counters>().toEqualTypeOf<'likes' | 'big' | 'nullable' | 'slugs' | 'own' | 'pages' | 'anything' | 'follower'>()
+expectTypeOf<keyof typeof tally.counters>().toEqualTypeOf<'likes' | 'big' | 'nullable' | 'slugs' | 'own' | 'pages' | 'anything' | 'follower' | 'tags' | 'nullable_time' | 'text_time'>()
 
 expectTypeOf(tally.counters.likes.get(1)).toEqualTypeOf<Promise<number>>()
 expectTypeOf(tally.counters.likes.get(1, { bigint: true })).toEqualTypeOf<Promise<bigint>>()
@@ -52,6 +61,17 @@ expectTypeOf(tally.counters.likes.getVersioned(1)).toEqualTypeOf<Promise<Version
 expectTypeOf(tally.counters.likes.getVersioned(1, { bigint: true })).toEqualTypeOf<Promise<VersionedCount<bigint>>>()
 expectTypeOf(tally.counters.likes.milestones(1)).toEqualTypeOf<Promise<Milestone[]>>()
 expectTypeOf(tally.counters.likes.milestones(undefined, { bigint: true })).toEqualTypeOf<Promise<Milestone<bigint>[]>>()
+expectTypeOf(tally.counters.tags).toEqualTypeOf<Counter<string>>()
+const window = '1 hour'
+const from = new Date()
+expectTypeOf(tally.counters.tags.series('a', { width: window })).toEqualTypeOf<Promise<Bucket[]>>()
+expectTypeOf(tally.counters.likes.series(1, { width: window, from, to: from, bigint: true, executor: transaction })).toEqualTypeOf<Promise<Bucket<bigint>[]>>()
+expectTypeOf(tally.counters.tags.top()).toEqualTypeOf<Promise<KeyCount[]>>()
+expectTypeOf(tally.counters.tags.top({ limit: 3, window, where: { kind: 'a', open: true, n: 1, big: 2n }, executor: client })).toEqualTypeOf<Promise<KeyCount[]>>()
+expectTypeOf(tally.counters.tags.top({ window: { from }, bigint: true })).toEqualTypeOf<Promise<KeyCount<bigint>[]>>()
+expectTypeOf(tally.counters.tags.trending()).toEqualTypeOf<Promise<TrendingKey[]>>()
+expectTypeOf(tally.counters.tags.trending({ halfLife: '6 hours', limit: 3, executor: kysely })).toEqualTypeOf<Promise<TrendingKey[]>>()
+expectTypeOf(tally.counters.tags.trending({ baseline: { window, windows: 48, minCount: 3 }, where: { kind: 'a' } })).toEqualTypeOf<Promise<SpikingKey[]>>()
 expectTypeOf(tally.counters.likes.get(1, { executor: transaction })).toEqualTypeOf<Promise<number>>()
 expectTypeOf(tally.counters.own.getMany(['a'])).toEqualTypeOf<Promise<Map<string, number>>>()
 expectTypeOf(tally.counters.own.getMany(['a'], { bigint: true })).toEqualTypeOf<Promise<Map<string, bigint>>>()
@@ -111,6 +131,21 @@ void (await tally.counters.likes.get(1)).pending
 void tally.counters.likes.get(1, { fresh: 'yes' })
 
 // @ts-expect-error -- a number is no key here
+void tally.counters.tags.series(1, { width: window })
+// @ts-expect-error -- of what width?
+void tally.counters.tags.series('a', { from })
+// @ts-expect-error -- a window has a beginning
+void tally.counters.tags.top({ window: { to: from } })
+// @ts-expect-error -- nothing is equal to an object
+void tally.counters.tags.top({ where: { at: from } })
+// @ts-expect-error -- by a half-life or against a baseline
+void tally.counters.tags.trending({ halfLife: '6 hours', baseline: { window } })
+// @ts-expect-error -- a baseline of what?
+void tally.counters.tags.trending({ baseline: { windows: 3 } })
+// @ts-expect-error -- scores have no bigints
+void tally.counters.tags.trending({ bigint: true })
+
+// @ts-expect-error -- a number is no key here
 void tally.counters.pages.get(1)
 // @ts-expect-error -- nor a string there
 void tally.counters.likes.get('1')
@@ -131,6 +166,16 @@ define({ a: { source: { table: 'likes', key: 'kind' } } })
 define({ a: { source: { table: 'likes', key: 'at' } } })
 // @ts-expect-error -- nor can a boolean
 define({ a: { target: { table: 'posts', key: 'open', column: 'like_count' } } })
+// @ts-expect-error -- no such column for the time
+define({ a: { source: { table: 'tag_uses', key: 'tag', time: 'at' } } })
+// @ts-expect-error -- a number is no time
+define({ a: { source: { table: 'posts', key: 'id', time: 'views' } } })
+// @ts-expect-error -- nor can a boolean be one
+define({ a: { source: { table: 'tag_uses', key: 'tag', time: 'done' } } })
+// @ts-expect-error -- how long are they kept?
+define({ a: { buckets: [{ width: '1 hour' }] } })
+// @ts-expect-error -- intervals are in words
+define({ a: { trending: [{ halfLife: 3600 }] } })
 // @ts-expect-error -- no number
 define({ a: { source: { table: 'likes', key: 'post_id' }, target: { table: 'posts', key: 'id', column: 'title' } } })
 // @ts-expect-error -- no number
