@@ -70,7 +70,7 @@ begin
     then
         raise exception 'Counter "%": milestones cannot be %', counter_name, milestones
             using errcode = 'TL003', hint = 'Give 1 to 100 whole numbers above 0 in ascending order, each once.';
-    elsif cardinality(half_lives) not between 1 and 10 or exists (select from unnest(half_lives) h where h is null or h < interval '1 minute')
+    elsif cardinality(half_lives) not between 1 and 10 or exists (select from unnest(half_lives) h where h is null or h < interval '1 minute' or not isfinite(h))
         or cardinality(half_lives) > (select count(distinct h) from unnest(half_lives) h)
     then
         raise exception 'Counter "%": the half-lives cannot be %', counter_name, half_lives
