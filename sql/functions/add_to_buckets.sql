@@ -9,7 +9,7 @@
 -- half-lives since 1970, and moves it to that of now when it is written, long before a double overflows. An event that is taken back weighs as it did, having the same time.
 --
 -- late_events: those that a width keeps no longer, or with no time. future_events: those more than five minutes ahead; they are in buckets, and in no score, as one
--- would be the highest until its time has come. (When it has, a reconciliation puts them in.) Neither stops anything, and both count in the target.
+-- would be the highest until its time has come: till then it waits in later_<counter_id>, and the first batch after that puts it in (add_due_scores). Neither stops anything, and both count in the target.
 --
 -- The caller has locked the consumer: nobody else writes to these tables, so rows are where they were when the statement began.
 create or replace function pgtally.add_to_buckets(
@@ -17,7 +17,9 @@ create or replace function pgtally.add_to_buckets(
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set datestyle = iso as $$
 declare
     now constant timestamptz := clock_timestamp();
-    latest constant timestamptz := coalesce((select max(t) from unnest(times) t where t <= now + interval '5 minutes'), '-infinity');
+    ahead constant timestamptz := now + interval '5 minutes';
+    latest constant timestamptz := coalesce((select max(t) from unnest(times) t where t <= ahead), '-infinity');
+    scored constant boolean := exists (select from pgtally.trend t where t.counter_id = counter.counter_id);
     recent constant text := format('pgtally.recent_%s', counter.counter_id);
     bucket pgtally.bucket;
     trend pgtally.trend;
@@ -68,6 +70,9 @@ begin
             'score_%1$s = pgtally.add_scores(r.score_%1$s, r.landmark_%1$s, m.score_%1$s, m.landmark_%1$s), landmark_%1$s = greatest(r.landmark_%1$s, m.landmark_%1$s)', trend.number);
     end loop;
 
+    if scored then
+        perform pgtally.add_due_scores(counter, ahead);
+    end if;
     execute format(
         'with event as materialized (
             select * from unnest($1, $2, $3, $4) e(key, time, delta, events)
@@ -85,8 +90,13 @@ begin
         select (select coalesce(pgtally.sum_delta(e.events) filter (where %7$s), 0) from event e), (select coalesce(pgtally.sum_delta(e.events) filter (where e.time > %8$L), 0) from event e),
             array_agg(number), array_agg(start), array_agg(key), array_agg(count) from moved where count <> 0',
         sums, matches, recent, array_to_string(changes, ', '), columns,
-        coalesce(array_to_string(moves, ' union all '), 'select null::integer as number, null::timestamptz as start, key, 0 as count from event'), late, now + interval '5 minutes')
+        coalesce(array_to_string(moves, ' union all '), 'select null::integer as number, null::timestamptz as start, key, 0 as count from event'), late, ahead)
     into late_events, future_events, moved_numbers, moved_starts, moved_keys, moved_counts using keys, times, deltas, events;
+
+    if scored and future_events > 0 then
+        execute format('insert into pgtally.later_%s (time, delta, key) select u.time, u.delta, u.key from unnest($1, $2, $3) u(key, time, delta) where u.time > $4', counter.counter_id)
+        using keys, times, deltas, ahead;
+    end if;
 
     -- Few batches have any; to plan this for all widths took longer than a small batch.
     for bucket in select * from pgtally.bucket b where b.counter_id = counter.counter_id and b.number = any (moved_numbers) order by b.number loop
