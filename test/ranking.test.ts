@@ -129,7 +129,9 @@ test('of a table of pgtally\'s own, of keys of text, with counts at the ends of 
 test('a window of time, by its edges, by its scope, and by the narrowest buckets that are kept for so long', async () => {
   const blog = await createTimedBlog(db, { buckets: [{ width: '1 minute', retain: '2 hours' }, { width: '1 hour', retain: 'forever' }] })
   const like = (post: number, at: string, count: number) => db.pool.query(`insert into ${blog.likes} (post_id, at) select $1, ${at} from generate_series(1, $2)`, [post, count])
-  const minute = (n: number) => `date_bin('1 minute', now(), '2000-01-01') + ${n} * interval '1 minute'`
+  // One for all, as a minute may begin meanwhile.
+  const base = await value<string>(db.pool, `select quote_literal(date_bin('1 minute', now(), '2000-01-01'))`)
+  const minute = (n: number) => `(${base}::timestamptz + ${n} * interval '1 minute')`
   // On the edges and just beside them.
   await like(1, `${minute(-10)} - interval '1 microsecond'`, 50)
   await like(2, minute(-10), 5)
@@ -145,8 +147,7 @@ test('a window of time, by its edges, by its scope, and by the narrowest buckets
   const window = async (from: string, to: string, limit = 10, scope = 'null') =>
     (await db.pool.query<{ key: string; count: number }>(`select key, count::int from pgtally.top($1, $2, ${from}, ${to}, ${scope})`, [blog.counter, limit])).rows.map(({ key, count }) => [key, count])
   const inside = [['5', 6], ['2', 5], ['3', 5]]
-  // Where a minute begins between the likes and the question, everything has moved on by one.
-  const at = await value<string>(db.pool, `select '''' || min(at) || '''::timestamptz' from ${blog.likes} where post_id = 2`)
+  const at = minute(-10)
   expect(await window(at, `${at} + interval '5 minutes'`)).toEqual(inside)
   expect(await window(at, `${at} + interval '5 minutes'`, 2)).toEqual(inside.slice(0, 2))
   expect(await window(`${at} + interval '1 second'`, `${at} + interval '5 minutes'`)).toEqual([['5', 6], ['3', 5]])
@@ -157,6 +158,9 @@ test('a window of time, by its edges, by its scope, and by the narrowest buckets
   expect((await window(at, `${at} + interval '20 minutes'`))[0]).toEqual(['7', 70])
   // Minutes are not kept for so long.
   expect(await window(`date_bin('1 hour', now(), '2000-01-01') - interval '120 days'`, `now() - interval '99 days'`)).toEqual([['8', 80]])
+  // Nor is there an hour in those.
+  await expect(window(minute(-181), minute(-179))).rejects.toMatchObject({ code: 'TL009' })
+  expect(await window(`date_bin('1 hour', ${minute(-180)}, '2000-01-01')`, minute(-180 + 1))).toEqual([])
   expect(await auditRows(db.pool, blog.counter)).toEqual([])
 })
 
