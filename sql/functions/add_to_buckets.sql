@@ -9,7 +9,7 @@
 -- half-lives since 1970, and moves it to that of now when it is written, long before a double overflows. An event that is taken back weighs as it did, having the same time.
 --
 -- late_events: those that a width keeps no longer, or with no time. future_events: those more than five minutes ahead; they are in buckets, and in no score, as one
--- would be the highest until its time has come. (When it has, a reconciliation puts them in.) Neither stops anything, and both count in the target.
+-- would be the highest until its time has come: till then it waits in later_<counter_id>, and the first batch after that puts it in (add_due_scores). Neither stops anything, and both count in the target.
 --
 -- The caller has locked the consumer: nobody else writes to these tables, so rows are where they were when the statement began.
 create or replace function pgtally.add_to_buckets(
@@ -17,7 +17,9 @@ create or replace function pgtally.add_to_buckets(
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set datestyle = iso as $$
 declare
     now constant timestamptz := clock_timestamp();
-    latest constant timestamptz := coalesce((select max(t) from unnest(times) t where t <= now + interval '5 minutes'), '-infinity');
+    ahead constant timestamptz := now + interval '5 minutes';
+    latest constant timestamptz := coalesce((select max(t) from unnest(times) t where t <= ahead), '-infinity');
+    scored constant boolean := exists (select from pgtally.trend t where t.counter_id = counter.counter_id);
     recent constant text := format('pgtally.recent_%s', counter.counter_id);
     bucket pgtally.bucket;
     trend pgtally.trend;
@@ -29,8 +31,12 @@ declare
     sums text := 'e.key';
     matches text := 's.key, r.ctid as row';
     changes text[];
-    writes text := '';
+    moves text[];
     late text := 'e.time is null';
+    moved_numbers integer[];
+    moved_starts timestamptz[];
+    moved_keys keys%type;
+    moved_counts bigint[];
 begin
     for bucket in select * from pgtally.bucket b where b.counter_id = counter.counter_id order by b.number loop
         start := pgtally.bucket_start(bucket.width, bucket.time_zone, 'e.time');
@@ -45,18 +51,11 @@ begin
         changes := changes || format(
             'start_%1$s = greatest(r.start_%1$s, m.start_%1$s), count_%1$s = case when r.start_%1$s >= m.start_%1$s then r.count_%1$s else 0 end + case when r.start_%1$s <= m.start_%1$s then m.count_%1$s else 0 end',
             bucket.number);
-        writes := writes || format(
-            ', bucket_%1$s as (
-                insert into pgtally.bucket_%2$s_%1$s as b (start, key, count, slot)
-                select m.start, m.key, pgtally.sum_delta(m.count), %3$s from (
-                    select %4$s as start, e.key, e.delta as count from event e where e.time < %5$L or e.time > %6$L
-                    union all
-                    select least(old_start_%1$s, start_%1$s), key, case when old_start_%1$s < start_%1$s then old_count_%1$s else count_%1$s end from matched where old_start_%1$s <> start_%1$s
-                ) m
-                where m.start >= %7$L and m.count <> 0 group by m.start, m.key order by m.start, m.key
-                on conflict (start, key, slot) do update set count = b.count + excluded.count
-            )',
-            bucket.number, counter.counter_id, pgtally.bucket_slot(bucket, 'm.start'), start, current_start, latest, bucket.kept_since);
+        moves := moves || format(
+            'select %1$s as number, %2$s as start, e.key, e.delta as count from event e where e.time < %3$L or e.time > %4$L
+            union all
+            select %1$s, least(old_start_%1$s, start_%1$s), key, case when old_start_%1$s < start_%1$s then old_count_%1$s else count_%1$s end from matched where old_start_%1$s <> start_%1$s',
+            bucket.number, start, current_start, latest);
         late := late || case when isfinite(bucket.kept_since) then format(' or %s < %L', start, bucket.kept_since) else '' end;
     end loop;
     for trend in select * from pgtally.trend t where t.counter_id = counter.counter_id order by t.number loop
@@ -71,6 +70,9 @@ begin
             'score_%1$s = pgtally.add_scores(r.score_%1$s, r.landmark_%1$s, m.score_%1$s, m.landmark_%1$s), landmark_%1$s = greatest(r.landmark_%1$s, m.landmark_%1$s)', trend.number);
     end loop;
 
+    if scored then
+        perform pgtally.add_due_scores(counter, ahead);
+    end if;
     execute format(
         'with event as materialized (
             select * from unnest($1, $2, $3, $4) e(key, time, delta, events)
@@ -82,9 +84,33 @@ begin
             update %3$s r set %4$s from matched m where r.ctid = m.row
         ), inserted as (
             insert into %3$s (%5$s) select %5$s from matched where row is null
-        ) %6$s
-        select coalesce(pgtally.sum_delta(e.events) filter (where %7$s), 0), coalesce(pgtally.sum_delta(e.events) filter (where e.time > %8$L), 0) from event e',
-        sums, matches, recent, array_to_string(changes, ', '), columns, writes, late, now + interval '5 minutes')
-    into late_events, future_events using keys, times, deltas, events;
+        ), moved as (
+            %6$s
+        )
+        select (select coalesce(pgtally.sum_delta(e.events) filter (where %7$s), 0) from event e), (select coalesce(pgtally.sum_delta(e.events) filter (where e.time > %8$L), 0) from event e),
+            array_agg(number), array_agg(start), array_agg(key), array_agg(count) from moved where count <> 0',
+        sums, matches, recent, array_to_string(changes, ', '), columns,
+        coalesce(array_to_string(moves, ' union all '), 'select null::integer as number, null::timestamptz as start, key, 0 as count from event'), late, ahead)
+    into late_events, future_events, moved_numbers, moved_starts, moved_keys, moved_counts using keys, times, deltas, events;
+
+    if scored and future_events > 0 then
+        execute format('insert into pgtally.later_%s (time, delta, key) select u.time, u.delta, u.key from unnest($1, $2, $3) u(key, time, delta) where u.time > $4', counter.counter_id)
+        using keys, times, deltas, ahead;
+    end if;
+
+    -- Few batches have any; to plan this for all widths took longer than a small batch.
+    for bucket in select * from pgtally.bucket b where b.counter_id = counter.counter_id and b.number = any (moved_numbers) order by b.number loop
+        execute format(
+            'insert into pgtally.bucket_%1$s_%2$s as b (start, key, count, slot)
+            select m.start, m.key, m.count, %3$s
+            from (
+                select u.start, u.key, pgtally.sum_delta(u.count) as count
+                from unnest($1, $2, $3, $4) u(number, start, key, count) where u.number = %2$s and u.start >= %4$L group by u.start, u.key
+            ) m
+            order by m.start, m.key
+            on conflict (start, key, slot) do update set count = b.count + excluded.count',
+            counter.counter_id, bucket.number, pgtally.bucket_slot(bucket, 'm.start'), bucket.kept_since)
+        using moved_numbers, moved_starts, moved_keys, moved_counts;
+    end loop;
 end
 $$;

@@ -9,5 +9,5 @@ language sql stable set search_path = pg_catalog, pg_temp as $$
         select r.start, r.key, r.count from (select c.start_%2$s as start, c.key, c.count_%2$s as count from pgtally.recent_%1$s c) r
         where r.start >= %3$s and r.count <> 0 and (%4$s)',
         bucket.counter_id, bucket.number,
-        format('(select b.kept_since from pgtally.bucket b where b.counter_id = %s and b.number = %s)', bucket.counter_id, bucket.number), condition)
+        format('(select pgtally.kept_since(b) from pgtally.bucket b where b.counter_id = %s and b.number = %s)', bucket.counter_id, bucket.number), condition)
 $$;

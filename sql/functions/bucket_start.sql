@@ -2,7 +2,7 @@
 --
 -- Buckets narrower than a day divide the day in UTC. Days, weeks (from Monday), months and years begin at midnight in the time zone.
 create or replace function pgtally.bucket_start(width interval, time_zone text, moment text) returns text
-language sql stable set search_path = pg_catalog, pg_temp as $$
+language sql stable set search_path = pg_catalog, pg_temp set intervalstyle = postgres as $$
     select case
         when width < interval '1 day' or width <= interval '7 days' and time_zone = 'UTC'
             -- A Monday. Much faster than date_trunc().

@@ -21,6 +21,10 @@ begin
     end if;
 
     execute format('create table pgtally.recent_%s (%s key %s primary key) with (fillfactor = 50)', counter.counter_id, columns, key_type);
+    if exists (select from pgtally.trend t where t.counter_id = counter.counter_id) then
+        execute format('create table pgtally.later_%1$s (time timestamptz not null, delta bigint not null, key %2$s not null)', counter.counter_id, key_type);
+        execute format('create index on pgtally.later_%s (time)', counter.counter_id);
+    end if;
     for trend in select * from pgtally.trend t where t.counter_id = counter.counter_id order by t.number loop
         execute format('create index on pgtally.recent_%1$s (level_%2$s desc)', counter.counter_id, trend.number);
     end loop;
@@ -37,6 +41,6 @@ begin
     perform pgtally.renew_access(array(
         select c.oid::regclass from pg_class c
         where c.relnamespace = (select relnamespace from pg_class where oid = 'pgtally.bucket'::regclass) and c.relkind in ('r', 'p', 'v')
-            and c.relname ~ format('^(recent_%1$s|buckets?_%1$s_\d+(_\d+)?)$', counter.counter_id)));
+            and c.relname ~ format('^((recent|later)_%1$s|buckets?_%1$s_\d+(_\d+)?)$', counter.counter_id)));
 end
 $$;

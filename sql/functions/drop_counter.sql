@@ -27,7 +27,7 @@ begin
     delete from pgtally.batch b where b.consumer_id = counter.counter_id;
     delete from pgtally.consumer c where c.consumer_id = counter.counter_id;
     execute format('drop table pgtally.carry_%1$s, pgtally.packed_%1$s cascade', counter.counter_id);
-    execute format('drop table if exists pgtally.recent_%1$s, pgtally.rank_%1$s', counter.counter_id);
+    execute format('drop table if exists pgtally.recent_%1$s, pgtally.later_%1$s, pgtally.rank_%1$s', counter.counter_id);
     if counter.own_target then
         execute format('drop table if exists pgtally.count_%s', counter.counter_id);
     end if;

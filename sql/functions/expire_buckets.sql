@@ -1,13 +1,13 @@
 -- expire_buckets(counter_name): empties the slots of buckets that need not be kept any more. Returns how many; NULL when a batch is in hand.
 --
 -- May be called at any time, by several at once; workers do it all the time. Until it is called buckets are kept longer, and nothing else happens. Waits for nobody: what somebody reads is
--- emptied another time. What is not kept is not read either, so nobody sees a slot half emptied: the boundary moves in the same transaction.
+-- emptied another time. What is emptied was not kept any more, hence not read either (kept_since), so nobody sees a slot half emptied.
 --
 -- Runs with its owner's rights: EXECUTE on it is all that a worker needs.
 --
 -- Errors: TL001 when there is no such counter; TL004 when the transaction is not READ COMMITTED.
 create or replace function pgtally.expire_buckets(counter_name text) returns integer
-language plpgsql volatile security definer set search_path = pg_catalog, pg_temp as $$
+language plpgsql volatile security definer set search_path = pg_catalog, pg_temp set datestyle = iso as $$
 declare
     counter pgtally.counter := pgtally.require_counter(counter_name);
     bucket pgtally.bucket;
@@ -28,7 +28,7 @@ begin
         since := pgtally.kept_since(bucket);
         continue when since <= bucket.kept_since;
         slots := array(
-            select distinct mod(floor(extract(epoch from bucket.kept_since + passed * bucket.slot_span) / extract(epoch from bucket.slot_span))::bigint, 6)
+            select distinct mod(mod(floor(extract(epoch from bucket.kept_since + passed * bucket.slot_span) / extract(epoch from bucket.slot_span))::bigint, 6) + 6, 6)
             from generate_series(0, least(5, extract(epoch from since - bucket.kept_since) / extract(epoch from bucket.slot_span) - 1)::integer) passed);
         begin
             foreach slot in array slots loop

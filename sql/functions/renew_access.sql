@@ -60,6 +60,7 @@ begin
                 ('worker', 'count_N', 'insert, update'),
                 ('worker', 'rank_N', 'insert, update, delete'),
                 ('worker', 'recent_N', 'insert, update'),
+                ('worker', 'later_N', 'insert, delete'),
                 ('worker', 'bucket_N', 'insert, update')
         )
         select format('grant %s on %s to %I', g.rights, t.relation, r.rolname) as statement

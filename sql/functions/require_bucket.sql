@@ -29,14 +29,16 @@ begin
             when bucket.width < interval '1 day' and given ->> 'time_zone' is not null then 'only buckets of a day or more have a time zone'
             when bucket.time_zone is not null and not exists (select from pg_timezone_names z where z.name = bucket.time_zone) then format('there is no time zone "%s"', bucket.time_zone)
             when bucket.retain < bucket.width then 'it is kept for less than its width'
+            when not isfinite(bucket.retain) or bucket.retain > interval '1000 years' then 'it is kept for more than 1000 years, which is "forever"'
         end;
     end if;
     if problem is not null then
         raise exception 'Counter "%": the bucket % cannot be used: %', counter_name, given, problem
             using errcode = 'TL003', hint = 'Use for example {"width": "1 hour", "retain": "30 days"} or {"width": "1 day", "retain": "forever", "time_zone": "Europe/Berlin"}.';
     end if;
-    -- In seconds, which are as long everywhere. Four of these are what is retained, at least.
-    bucket.slot_span := make_interval(secs => ceil(extract(epoch from bucket.retain) / 4)::double precision);
+    -- In seconds, which are as long everywhere. Four of these are what is retained and a twentieth more: a month may have 31 days and a day 25 hours, where the server reckons with 30 and 24, and whoever asks for all that
+    -- is retained must not be late because his clock is behind, or his question takes a moment.
+    bucket.slot_span := make_interval(secs => ceil(extract(epoch from bucket.retain) * 1.05 / 4)::double precision);
     bucket.kept_since := pgtally.kept_since(bucket);
     return bucket;
 end

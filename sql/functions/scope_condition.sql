@@ -23,6 +23,12 @@ begin
             raise exception 'Counter "%": % has no column "%" that could be %', counter.name, counter.target_table, part.name, part.value
                 using errcode = 'TL003', hint = 'Name columns of the target, each with a text, a number, true, false or null.';
         end if;
+        begin
+            execute format('select from %s t where t.%I = %L limit 0', counter.target_table, part.name, scope ->> part.name);
+        exception when data_exception or undefined_function then
+            raise exception 'Counter "%": the column %.% cannot be %', counter.name, counter.target_table, part.name, part.value
+                using errcode = 'TL003', hint = 'Give a value of the column''s type.';
+        end;
         condition := condition || case when part.value = 'null' then format(' and t.%I is null', part.name) else format(' and t.%I = %L', part.name, scope ->> part.name) end;
     end loop;
     return condition;

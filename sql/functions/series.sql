@@ -15,17 +15,21 @@ declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
     wanted constant interval := justify_hours(width);
     bucket pgtally.bucket;
+    zone text;
+    since timestamptz;
     starts timestamptz[];
-    rows text;
+    counts bigint[];
 begin
     to_time := coalesce(to_time, clock_timestamp());
-    from_time := coalesce(from_time, to_time - 60 * wanted);
+    if wanted <= interval '1 year' then
+        from_time := coalesce(from_time, ((to_time at time zone 'UTC') - 60 * wanted) at time zone 'UTC');
+    end if;
     select b.* into bucket from pgtally.bucket b
     where b.counter_id = counter.counter_id and (
         b.width::text = wanted::text
         or b.width < interval '1 day' and wanted < interval '1 day' and wanted > interval '0' and mod(86400, extract(epoch from wanted)) = 0 and mod(extract(epoch from wanted), extract(epoch from b.width)) = 0
         or wanted::text in ('1 day', '7 days', '1 mon', '1 year') and (b.width <= interval '1 day' or wanted::text = '1 year' and b.width::text = '1 mon'))
-    order by b.kept_since <= from_time desc, case when b.kept_since <= from_time then interval '0' else now() - b.kept_since end desc, b.width desc, b.number limit 1;
+    order by pgtally.kept_since(b) <= from_time desc, case when pgtally.kept_since(b) <= from_time then interval '0' else now() - pgtally.kept_since(b) end desc, b.width desc, b.number limit 1;
     if bucket.width is null then
         raise exception 'Counter "%" has no buckets that divide %', counter_name, coalesce(width::text, 'NULL')
             using errcode = 'TL009', hint = coalesce(
@@ -38,15 +42,22 @@ begin
         raise exception 'Counter "%": a series from % to % has more than % buckets of %', counter_name, from_time, to_time, most, wanted
             using errcode = 'TL003', hint = 'Ask for a shorter time or a greater width.';
     end if;
-    starts := pgtally.bucket_starts(wanted, bucket.time_zone, greatest(from_time, bucket.kept_since), to_time);
-    -- Each by itself, as the table is in the order of time and then of keys.
-    rows := pgtally.bucket_rows(bucket, format('r.key = $2::%s and r.start = any ($3)', pgtally.key_type(counter)));
-    return query execute format(
-        'select s.start, coalesce(c.count, 0)
-        from unnest($1) s(start)
-        left join (select %s as start, pgtally.sum_delta(b.count) as count from (%s) b group by 1) c on c.start = s.start
-        order by s.start',
-        pgtally.bucket_start(wanted, coalesce(bucket.time_zone, 'UTC'), 'b.start'), rows)
-    using starts, key, pgtally.bucket_starts(bucket.width, bucket.time_zone, starts[1], starts[cardinality(starts)] + wanted);
+    zone := coalesce(bucket.time_zone, 'UTC');
+    -- Again where buckets have come to their end meanwhile (kept_since).
+    while since is null or since < pgtally.kept_since(bucket) loop
+        since := pgtally.kept_since(bucket);
+        starts := pgtally.bucket_starts(wanted, zone, greatest(from_time, since), to_time);
+        -- Each by itself, as the table is in the order of time and then of keys.
+        execute format(
+            'select array_agg(coalesce(c.count, 0) order by s.start)
+            from unnest($1) s(start)
+            left join (select %s as start, pgtally.sum_delta(b.count) as count from (%s) b group by 1) c on c.start = s.start',
+            pgtally.bucket_start(wanted, zone, 'b.start'),
+            pgtally.bucket_rows(bucket, format('r.key = $2::%s and r.start = any ($3)', pgtally.key_type(counter))))
+        into counts
+        -- To the end of the last one, by the clock of the time zone; the session's does not matter.
+        using starts, key, pgtally.bucket_starts(bucket.width, zone, starts[1], ((starts[cardinality(starts)] at time zone zone) + wanted) at time zone zone);
+    end loop;
+    return query select u.start, u.count from unnest(starts, counts) u(start, count);
 end
 $$;

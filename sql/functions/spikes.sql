@@ -20,6 +20,7 @@ declare
     until_time timestamptz;
     from_time timestamptz;
     base_time timestamptz;
+    base_from timestamptz;
 begin
     perform pgtally.require_limit(counter_name, max_keys);
     if windows is null or windows not between 1 and 1000 or min_count is null or min_count < 1 or width is null or width <= interval '0' then
@@ -28,11 +29,11 @@ begin
     end if;
     -- Buckets of days and more have no one length that would divide another.
     select b.* into narrow from pgtally.bucket b
-    where b.counter_id = counter.counter_id and b.kept_since <= clock_timestamp() - width and mod(extract(epoch from width), extract(epoch from b.width)) = 0
+    where b.counter_id = counter.counter_id and pgtally.kept_since(b) <= clock_timestamp() - width and mod(extract(epoch from width), extract(epoch from b.width)) = 0
         and (b.width <= interval '1 day' or b.width = width)
     order by b.number limit 1;
     select b.* into wide from pgtally.bucket b
-    where b.counter_id = counter.counter_id and b.kept_since <= clock_timestamp() - width * (windows + 2) and mod(extract(epoch from width), extract(epoch from b.width)) = 0
+    where b.counter_id = counter.counter_id and pgtally.kept_since(b) <= clock_timestamp() - width * (windows + 2) and mod(extract(epoch from width), extract(epoch from b.width)) = 0
         and (b.width <= interval '1 day' or b.width = width)
     order by b.number desc limit 1;
     if narrow.width is null or wide.width is null then
@@ -40,8 +41,11 @@ begin
             using errcode = 'TL009', hint = 'Ask for fewer or other windows, or define the counter with such buckets; bucket_status() has those that there are.';
     end if;
     execute 'select ' || pgtally.bucket_start(narrow.width, narrow.time_zone, '$1') into until_time using clock_timestamp();
-    from_time := until_time + narrow.width - width;
+    -- By the clock of the buckets' time zone, where days are not all as long; the session's does not matter.
+    until_time := ((until_time at time zone coalesce(narrow.time_zone, 'UTC')) + narrow.width) at time zone coalesce(narrow.time_zone, 'UTC');
+    from_time := ((until_time at time zone coalesce(narrow.time_zone, 'UTC')) - width) at time zone coalesce(narrow.time_zone, 'UTC');
     execute 'select ' || pgtally.bucket_start(wide.width, wide.time_zone, '$1') into base_time using from_time;
+    base_from := ((base_time at time zone coalesce(wide.time_zone, 'UTC')) - width * windows) at time zone coalesce(wide.time_zone, 'UTC');
     return query execute format(
         'with latest as materialized (
             select b.key, pgtally.sum_delta(b.count) as count from (%1$s) b %3$s group by b.key having pgtally.sum_delta(b.count) >= $4
@@ -50,8 +54,10 @@ begin
         )
         select l.key::text, (l.count - coalesce(e.expected, 0)) / sqrt(greatest(coalesce(e.expected, 0), 0) + 1), l.count, coalesce(e.expected, 0)
         from latest l left join earlier e on e.key = l.key where l.count > coalesce(e.expected, 0) order by 2 desc, l.key limit $6',
-        pgtally.bucket_rows(narrow, 'r.start >= $1'), pgtally.bucket_rows(wide, 'r.start >= $2 and r.start < $3'),
+        pgtally.bucket_rows(narrow, 'r.start >= $1 and r.start < $7'), pgtally.bucket_rows(wide, 'r.start >= $2 and r.start < $3'),
         case when scope is not null then format('join %s t on t.%I = b.key where %s', counter.target_table, counter.target_key, pgtally.scope_condition(counter, scope)) end)
-    using from_time, base_time - width * windows, base_time, min_count, windows, max_keys;
+    using from_time, base_from, base_time, min_count, windows, max_keys, until_time;
+    perform pgtally.require_kept(counter, narrow, from_time);
+    perform pgtally.require_kept(counter, wide, base_from);
 end
 $$;

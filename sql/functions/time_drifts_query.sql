@@ -4,6 +4,8 @@
 -- As counts_query(): all are read in one snapshot, and there source = stored + pending for each bucket, up to rounding for each score. Where the rows of the source do not say when
 -- they happened, nobody can tell into which bucket they belong.
 --
+-- What lies ahead is in no score (add_to_buckets) and left out, from somewhat further on, so that a batch which was applied a moment after `moment` has put none of it into one; what waits counts as stored.
+--
 -- A table of buckets is in the order of time: so its starts are found one by one through the index, and then of each of them the keys.
 create or replace function pgtally.time_drifts_query(counter pgtally.counter, keys text[], after_key text, last_key text, moment timestamptz) returns text
 language plpgsql stable set search_path = pg_catalog, pg_temp set datestyle = iso as $$
@@ -53,15 +55,16 @@ begin
     for trend in select * from pgtally.trend t where t.counter_id = counter.counter_id order by t.number loop
         weight := format('delta * pgtally.power_of_two((extract(epoch from moment - %L) / %s)::double precision)', time_drifts_query.moment, extract(epoch from trend.half_life));
         parts := parts || format(
-            'select %1$s, key::text, null::timestamptz, %9$L, sum(source)::numeric, sum(stored)::numeric, sum(pending)::numeric
+            'select %1$s as number, key::text as key, null::timestamptz as start, %9$L as part, sum(source)::numeric as source, sum(stored)::numeric as stored, sum(pending)::numeric as pending
             from (
                 select key, %2$s as source, 0::double precision as stored, 0::double precision as pending from source where moment <= %3$L
                 union all select key, 0, 0, %2$s from pending where moment <= %3$L
+                union all select key, 0, %2$s, 0 from (select key::%10$s, time as moment, delta from pgtally.later_%7$s where time <= %3$L and %8$s) later
                 union all select key, 0, score_%4$s * pgtally.power_of_two(landmark_%4$s - (extract(epoch from %5$L::timestamptz) / %6$s)::double precision), 0 from pgtally.recent_%7$s where %8$s
             ) scores
             group by key
             having abs(sum(source) - sum(stored) - sum(pending)) > 1e-6 * (abs(sum(source)) + abs(sum(stored)) + abs(sum(pending)) + 1)',
-            -trend.number, weight, time_drifts_query.moment + interval '5 minutes', trend.number, time_drifts_query.moment, extract(epoch from trend.half_life), counter.counter_id, filter, format('score with half-life %s', trend.half_life));
+            -trend.number, weight, time_drifts_query.moment + interval '6 minutes', trend.number, time_drifts_query.moment, extract(epoch from trend.half_life), counter.counter_id, filter, format('score with half-life %s', trend.half_life), space.key_type);
     end loop;
     return format('with %s %s', moments, array_to_string(parts, ' union all '));
 end

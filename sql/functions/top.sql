@@ -1,7 +1,7 @@
 -- top(counter_name, max_keys, from_time, to_time, scope): the keys with the greatest counts, those first; of keys with the same count the lower key first. Only counts above 0.
 --
--- Without from_time: the stored counts of all time, of a counter that was defined with a ranking. With it: the sums of the time buckets that start from from_time on and, where it is given, before
--- to_time. Those are as narrow as the counter keeps them for that time, and not more than 240, where it has such; it reads all of them.
+-- Without from_time: the stored counts of all time, of a counter that was defined with a ranking. With it: the sums of the time buckets that start from from_time on and before
+-- to_time (NULL: now). Those are as narrow as the counter keeps them for that time, and not more than 240, where it has such; it reads all of them.
 --
 -- scope: only keys whose rows of the target have these values, such as {"category_id": 7}.
 --
@@ -23,11 +23,14 @@ begin
         return query execute pgtally.head_query(counter, pgtally.ranking_table(counter), 'level', 'r.value', 'r.value', max_keys, scope, 1, 63);
         return;
     end if;
-    bucket := pgtally.bucket_for(counter, from_time, coalesce(to_time, clock_timestamp()));
+    -- What starts later has likes of the future only.
+    to_time := coalesce(to_time, clock_timestamp());
+    bucket := pgtally.bucket_for(counter, from_time, to_time);
     return query execute format(
         'select b.key::text, pgtally.sum_delta(b.count) from (%s) b %s group by b.key having pgtally.sum_delta(b.count) > 0 order by 2 desc, b.key limit $3',
         pgtally.bucket_rows(bucket, 'r.start >= $1 and r.start < $2'),
         case when scope is not null then format('join %s t on t.%I = b.key where %s', counter.target_table, counter.target_key, pgtally.scope_condition(counter, scope)) end)
-    using from_time, coalesce(to_time, 'infinity'), max_keys;
+    using from_time, to_time, max_keys;
+    perform pgtally.require_kept(counter, bucket, from_time);
 end
 $$;

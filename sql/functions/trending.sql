@@ -25,6 +25,8 @@ begin
         counter, format('pgtally.recent_%s', counter.counter_id), format('level_%s', trend.number),
         format('r.score_%1$s * pgtally.power_of_two(r.landmark_%1$s - (extract(epoch from %2$L::timestamptz) / %3$s)::double precision)',
             trend.number, clock_timestamp(), extract(epoch from trend.half_life)),
-        format('r.landmark_%1$s + ln(r.score_%1$s) / ln(2::double precision)', trend.number), max_keys, scope, -2147483647, -2147483648);
+        format('r.landmark_%1$s + ln(r.score_%1$s) / ln(2::double precision)', trend.number), max_keys, scope,
+        -- What is older weighs 0 (power_of_two).
+        ceil(8 * (extract(epoch from clock_timestamp()) / extract(epoch from trend.half_life) - 490))::integer, -2147483648);
 end
 $$;

@@ -137,7 +137,7 @@ create table pgtally.bucket (
     primary key (counter_id, number)
 );
 
--- The half-lives of a counter's decayed scores. The scores are in recent_<counter_id>.
+-- The half-lives of a counter's decayed scores. The scores are in recent_<counter_id>, and what lies ahead in later_<counter_id>.
 create table pgtally.trend (
     counter_id integer references pgtally.counter on delete cascade,
     number integer,

@@ -195,7 +195,8 @@ export class Counter<K extends Key = Key> {
 
   /**
    * The count of `key` by time: what happened in each bucket, without gaps, in ascending order. It begins with the first bucket that is retained, and has at most
-   * 10,000. Exact for what was applied: the sum of all buckets is what `get()` gives, as far as they are retained, with what is carried.
+   * 10,000. It includes what has been applied, and is as exact as the count: with `source.time` what is deleted is taken back
+   * from the bucket in which it was counted.
    *
    * @throws PgtallyError NOT_APPLICABLE (no `buckets` of which that width can be made), INVALID_ARGUMENT, INVALID_DEFINITION (a width or a time that will not do), UNSAFE_COUNT, NOT_FOUND;
    * errors of the server unwrapped

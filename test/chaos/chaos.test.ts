@@ -8,8 +8,9 @@ import { expect, test } from 'vitest'
 
 import { createTally } from '../../src/index.ts'
 import type { Measurement, Tally } from '../../src/index.ts'
-import { createTestDatabase } from '../support/database.ts'
+import { createTestDatabase, waitFor } from '../support/database.ts'
 import { dedicatedServer } from '../support/server.ts'
+import { soon, timeViolations } from '../support/times.ts'
 import { Random } from './random.ts'
 import { createCounters, tables, write } from './workload.ts'
 
@@ -54,7 +55,7 @@ async function resolveOrphans(pool: pg.Pool, finished: Promise<unknown>): Promis
   }
 }
 
-test(`counts stay exact through ${seconds} s of mixed writers, killed workers and a server crash (seed ${seed})`, { timeout: seconds * 1000 + 90_000 }, async (context) => {
+test(`counts stay exact through ${seconds} s of mixed writers, killed workers and a server crash (seed ${seed})`, { timeout: seconds * 1000 + 150_000 }, async (context) => {
   await using server = await dedicatedServer(context, { max_prepared_transactions: '50', deadlock_timeout: '200ms' })
   await using db = await createTestDatabase(server.connectionString)
   const tally = createTally({ pool: db.pool })
@@ -63,7 +64,7 @@ test(`counts stay exact through ${seconds} s of mixed writers, killed workers an
   await tally.install()
   // Rows that are there before the counters.
   await db.pool.query(`insert into likes (post_id, weight) select 1 + n % 40, n % 3 from generate_series(1, 500) n`)
-  await createCounters(tally)
+  await createCounters(tally, db.pool)
 
   const stopping = new AbortController()
   const { signal } = stopping
@@ -112,6 +113,9 @@ test(`counts stay exact through ${seconds} s of mixed writers, killed workers an
   try {
     await Promise.race([sleep(seconds * 1000), auditor])
     await crash
+    // On a busy machine it takes longer until the workers, and not only drain() at the end, have done something.
+    const enough = async () => audits > 3 && (await tally.status()).counters.every(({ events, batches }) => events > 100 && batches > 1)
+    await Promise.race([waitFor(() => enough().catch(() => false), { what: 'enough work' }), auditor])
   } finally {
     stopping.abort()
     // The crash cuts writers off between PREPARE and COMMIT; what they leave holds locks that others wait for.
@@ -128,13 +132,11 @@ test(`counts stay exact through ${seconds} s of mixed writers, killed workers an
     select id, like_count, (select count(*) from likes where post_id = posts.id) as likes from posts
     where like_count <> (select count(*) from likes where post_id = posts.id)`)
   expect(wrong.rows).toEqual([])
+  expect(await soon(() => timeViolations(db.pool, 'timed'))).toEqual([])
   const { counters } = await tally.status()
-  for (const { name, pendingEvents, carriedKeys, lastError, events, batches } of counters) {
+  for (const { name, pendingEvents, carriedKeys, lastError } of counters) {
     expect({ name, pendingEvents, carriedKeys, lastError }).toEqual({ name, pendingEvents: 0, carriedKeys: 0, lastError: null })
-    // Not only what drain() has done at the end.
-    expect({ name, enough: events > 100 && batches > 1 }).toEqual({ name, enough: true })
   }
-  expect(audits).toBeGreaterThan(3)
   expect(committed).toBeGreaterThan(100)
   console.log(`${committed} transactions, ${audits} audits, ${counters.map(({ name, events, batches }) => `${name} ${events}/${batches}`).join(', ')}`)
 })

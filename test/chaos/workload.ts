@@ -5,18 +5,20 @@ import pg from 'pg'
 import { from as copyFrom } from 'pg-copy-streams'
 
 import type { Tally } from '../../src/index.ts'
+import { createCounterBySql } from '../support/times.ts'
 import type { Random } from './random.ts'
 
 const keys = 40
 
 export const tables = `
-  create table posts (id bigint primary key, like_count integer not null default 0, title text);
+  create table posts (id bigint primary key, like_count integer not null default 0, timed_count bigint not null default 0, title text);
   insert into posts (id) select generate_series(1, ${keys});
   create table likes (
     id bigint generated always as identity primary key,
     post_id bigint references posts on delete cascade,
     kind text not null default 'up',
-    weight integer
+    weight integer,
+    at timestamptz default clock_timestamp()
   );
   create index on likes (post_id);
   create table hits (page integer, day integer not null, n smallint not null default 1) partition by range (day);
@@ -25,14 +27,20 @@ export const tables = `
   create table hits_2_even partition of hits_2 for values in (6, 8);
   create table hits_2_odd partition of hits_2 for values in (5, 7, 9);`
 
-/** A column of the user's table, two tables of pgtally's own, one of them following another's queue, and a partitioned source. */
-export async function createCounters(tally: Tally): Promise<void> {
+/** A column of the user's table, two tables of pgtally's own, one of them following another's queue, a partitioned source, and one that keeps everything that can be kept by time, of seconds even. */
+export async function createCounters(tally: Tally, pool: pg.Pool): Promise<void> {
   const rotationPeriodMs = 1000
   const source = { table: 'likes', key: 'post_id' }
   await tally.createCounter('post_likes', { source, target: { table: 'posts', key: 'id', column: 'like_count' }, rotationPeriodMs })
   await tally.createCounter('follower', { queue: 'post_likes', keyType: 'bigint' })
   await tally.createCounter('weights', { source: { ...source, where: `kind = 'up'`, sum: 'weight' }, rotationPeriodMs })
   await tally.createCounter('page_hits', { source: { table: 'hits', key: 'page' }, rotationPeriodMs })
+  await createCounterBySql(pool, 'timed', {
+    source: `'likes'`, source_key: `'post_id'`, source_time: `'at'`, where_condition: `'kind = ''up'''`, sum_expression: `'weight'`,
+    target: `'posts'`, target_key: `'id'`, target_column: `'timed_count'`, rotation_period: `'1 second'`, ranking: 'true', half_lives: `'{1 minute,1 day}'`,
+    buckets: `'[{"width": "1 second", "retain": "4 seconds"}, {"width": "1 hour", "retain": "2 days"}, {"width": "1 day", "retain": "forever", "time_zone": "Europe/Berlin"}]'`,
+  })
+  await tally.counter('timed').reconcile()
 }
 
 type Act = (client: pg.Client, random: Random) => Promise<void>
@@ -41,23 +49,25 @@ type Act = (client: pg.Client, random: Random) => Promise<void>
 const post = (random: Random) => (random.next() < 0.5 ? 1 : random.upTo(keys))
 
 const insertLike: Act = async (client, random) => {
-  await client.query('insert into likes (post_id, kind, weight) values ($1, $2, $3)', [
+  await client.query('insert into likes (post_id, kind, weight, at) values ($1, $2, $3, clock_timestamp() - $4::interval)', [
     random.next() < 0.02 ? null : post(random),
     random.pick(['up', 'down']),
     random.next() < 0.05 ? null : random.upTo(5),
+    // A few have no time, and a few come from a clock that is ahead.
+    random.next() < 0.02 ? null : random.pick(['0', '0', '0', '2 seconds', '7 seconds', '90 minutes', '60 hours', '400 days', '-3 seconds', '-2 minutes']),
   ])
 }
 
 const insertMany: Act = async (client, random) => {
   await client.query(
-    `insert into likes (post_id, kind, weight) select 1 + floor(random() * ${keys}), case when random() < 0.5 then 'up' else 'down' end, n % 4
+    `insert into likes (post_id, kind, weight, at) select 1 + floor(random() * ${keys}), case when random() < 0.5 then 'up' else 'down' end, n % 4, clock_timestamp() - random() ^ 6 * interval '100 days'
     from generate_series(1, $1) n`,
     [random.upTo(200)],
   )
 }
 
 const updateLikes: Act = async (client, random) => {
-  const set = random.pick(['post_id = $1', `kind = case kind when 'up' then 'down' else 'up' end, weight = $1`, 'weight = weight + $1', 'kind = kind'])
+  const set = random.pick(['post_id = $1', `kind = case kind when 'up' then 'down' else 'up' end, weight = $1`, 'weight = weight + $1', 'kind = kind', `at = at - $1::int * interval '1 second'`, `at = clock_timestamp() - $1::int * interval '1 hour'`])
   await client.query(`update likes set ${set} where post_id = $2 and id % 7 = $3 ${set.includes('$1') ? '' : 'and $1::int > 0'}`, [
     post(random),
     random.upTo(keys),
