@@ -21,12 +21,12 @@ begin
                 'There are those with: ' || (select string_agg(t.half_life::text, ', ' order by t.number) from pgtally.trend t where t.counter_id = counter.counter_id),
                 'Define it with half-lives (trending).');
     end if;
-    return query execute pgtally.head_query(
+    return query select h.key, h.value::double precision from pgtally.head(
         counter, format('pgtally.recent_%s', counter.counter_id), format('level_%s', trend.number),
         format('r.score_%1$s * pgtally.power_of_two(r.landmark_%1$s - (extract(epoch from %2$L::timestamptz) / %3$s)::double precision)',
             trend.number, clock_timestamp(), extract(epoch from trend.half_life)),
         format('r.landmark_%1$s + ln(r.score_%1$s) / ln(2::double precision)', trend.number), max_keys, scope,
         -- What is older weighs 0 (power_of_two).
-        ceil(8 * (extract(epoch from clock_timestamp()) / extract(epoch from trend.half_life) - 490))::integer, -2147483648);
+        ceil(8 * (extract(epoch from clock_timestamp()) / extract(epoch from trend.half_life) - 490))::integer) h;
 end
 $$;
