@@ -103,7 +103,7 @@ describe.concurrent('buckets, scores and ranking are what the rows say', () => {
     await db.pool.query('select pgtally.sync_triggers($1)', [counter])
     await tally.counter(counter).reconcile()
     await db.pool.query(`insert into ${likes} (post_id, at) select 1 + n % 10, now() - n * interval '17 minutes' from generate_series(1, 400) n`)
-    await db.pool.query(`insert into ${likes}_b (post_id, at) values (7, '2020-01-01')`)
+    await db.pool.query(`insert into ${likes}_b (id, post_id, at) overriding system value values (100000, 7, '2020-01-01')`)
     await db.pool.query(`update ${likes} set post_id = 11 - post_id where id % 4 = 0`)
     await db.pool.query(`update ${likes}_a set at = at - interval '1 day' where id % 3 = 0`)
     expect(await wrong(counter)).toEqual([])
