@@ -37,15 +37,14 @@ async function slots(blog: TimedBlog): Promise<Record<string, number>> {
 async function age(blog: TimedBlog, passed: number): Promise<void> {
   const id = await counterId(blog)
   const by = `interval '${passed * slotHours} hours'`
-  const { rows } = await db.pool.query<{ start: string; key: string; count: string; slot: number }>(`delete from pgtally.bucket_${id}_1 returning start - ${by} as start, key, count, slot`)
+  const rows = await value<string>(db.pool, `with gone as (delete from pgtally.bucket_${id}_1 returning start - ${by} as start, key, count, slot) select coalesce(json_agg(gone), '[]')::text from gone`)
   await db.pool.query(`update pgtally.bucket set kept_since = kept_since - ${by} where counter_id = $1 and slot_span is not null`, [id])
-  for (const { start, key, count, slot } of rows) {
-    await db.pool.query(
-      `insert into pgtally.bucket_${id}_1 (start, key, count, slot)
-      select $1, $2, $3, case when $4::int = 6 then 6 else mod(floor(extract(epoch from $1::timestamptz) / extract(epoch from slot_span))::bigint, 6) end from pgtally.bucket where counter_id = $5 and number = 1`,
-      [start, key, count, slot, id],
-    )
-  }
+  await db.pool.query(
+    `insert into pgtally.bucket_${id}_1 (start, key, count, slot)
+    select r.start, r.key, r.count, case when r.slot = 6 then 6 else mod(floor(extract(epoch from r.start) / extract(epoch from b.slot_span))::bigint, 6) end
+    from json_to_recordset($1) r(start timestamptz, key bigint, count bigint, slot integer), pgtally.bucket b where b.counter_id = $2 and b.number = 1`,
+    [rows, id],
+  )
   await db.pool.query(`update pgtally.recent_${id} set start_1 = start_1 - ${by}`)
   await db.pool.query(`set session_replication_role = replica; update ${blog.likes} set at = at - ${by}; reset session_replication_role`)
   // The days and the scores have no part in this.

@@ -166,3 +166,16 @@ export async function soon(look: () => Promise<unknown[]>): Promise<unknown[]> {
   for (let looks = 1; found.length > 0 && looks < 10; looks++) found = await look()
   return found
 }
+
+/** Does `work`, which reckons from the bucket of now, once more where it failed and that is another one by then. */
+export async function withinOne(session: Session, width: string, work: () => Promise<void>): Promise<void> {
+  const bucket = () => value<string>(session, `select date_bin($1, now(), '2000-01-03 00:00:00+00')::text`, [width])
+  for (;;) {
+    const begun = await bucket()
+    try {
+      return await work()
+    } catch (error) {
+      if ((await bucket()) === begun) throw error
+    }
+  }
+}
