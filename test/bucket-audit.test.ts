@@ -88,6 +88,22 @@ test('an audit says which bucket or score drifts, also with events pending, and 
   expect(await wrong(counter)).toEqual([])
 })
 
+test('what a clock has done that was days ahead for a while is mended', async () => {
+  const blog = await createTimedBlog(db, { buckets: null, halfLives: ['1 minute'] })
+  await like(blog, 100)
+  await db.pool.query(`insert into ${blog.likes} (post_id, at) select n, now() from generate_series(1, 10) n`)
+  await settle(db.pool, blog.counter)
+  const recent = `pgtally.recent_${await counterId(blog.counter)}`
+  // Written when the clock was ahead: what had happened by then was long ago, or that of the clock itself.
+  await db.pool.query(`update ${recent} set landmark_1 = landmark_1 + 3000, score_1 = case when key = 1 then 0 when key = 2 then 1e-200 else score_1 end where key < 4; update ${recent} set landmark_1 = landmark_1 + 100 where key = 4`)
+  expect((await auditRows(db.pool, blog.counter)).map(({ key }) => key)).toEqual(['1', '2', '3', '4'])
+  expect(await value(db.pool, 'select count(*)::int from pgtally.trending($1)', [blog.counter])).toBeGreaterThan(5)
+  // The first time takes away what is absurd, beside which nothing else can be seen.
+  await correctAll(db.pool, blog.counter)
+  await correctAll(db.pool, blog.counter)
+  expect(await wrong(blog.counter)).toEqual([])
+})
+
 test('what is damaged is mended exactly once while writers, workers, other reconciliations and expiry go on', async () => {
   const blog = await createTimedBlog(db, { buckets: [{ width: '1 second', retain: '3 seconds' }, { width: '1 minute', retain: '2 hours' }, { width: '1 hour', retain: 'forever' }], halfLives: ['1 minute', '1 day'] })
   const { counter } = blog

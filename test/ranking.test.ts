@@ -2,7 +2,7 @@ import { beforeAll, expect, test } from 'vitest'
 
 import type { Tally } from '../src/index.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
-import { applyAll, column, installed, value } from './support/fixtures.ts'
+import { applyAll, blocked, column, installed, pid, value } from './support/fixtures.ts'
 import { beside } from './support/storm.ts'
 import { auditRows, correctAll, createCounterBySql, createTimedBlog, settle, timeViolations, type TimedBlog } from './support/times.ts'
 
@@ -107,6 +107,33 @@ test('of posts that had counts before the counter, and of counts that a reconcil
   await tally.counter(name).reconcile()
   await settle(db.pool, name)
   expect(await wrong({ ...blog, counter: name })).toEqual([])
+})
+
+test('that is damaged is mended by a reconciliation, which waits for whoever is writing it', async () => {
+  const blog = await createTimedBlog(db, { ...ranked, keyType: 'text', keys: ['a', `key 'b'`, 'c', 'd', 'E'] })
+  const { counter, posts, likes } = blog
+  await db.pool.query(`insert into ${likes} (post_id) select p from unnest('{a,b,c,d,E}'::text[]) with ordinality u(p, n), generate_series(1, 3 * n::int)`)
+  await db.pool.query(`update ${likes} set post_id = 'key ''b''' where post_id = 'b'`)
+  await settle(db.pool, counter)
+  const table = `pgtally.rank_${await value<number>(db.pool, 'select counter_id from pgtally.counter where name = $1', [counter])}`
+  await db.pool.query(`update ${table} set value = 100 where key in ('a', 'key ''b'''); delete from ${table} where key = 'c'; update ${table} set value = 0 where key = 'E'; insert into ${table} (key, value) values ('gone', 7)`)
+  expect(await wrong(blog)).not.toEqual([])
+  // Somebody adds to one of them without the counter's lock.
+  const [owner, waiting, mender] = [await db.connect(), await db.connect(), await db.connect()]
+  await owner.query(`begin; update ${posts} set category = 1 where id = 'a'`)
+  await db.pool.query(`insert into ${likes} (post_id) values ('a')`)
+  await applyAll(db.pool, counter)
+  await owner.query('commit')
+  await waiting.query('begin')
+  expect(await value(waiting, `select added from pgtally.wait_for_carried($1, '0')`, [counter])).toBe(true)
+  const backend = await pid(mender)
+  const mending = correctAll(mender, counter)
+  await blocked(db, backend)
+  await waiting.query('commit')
+  await mending
+  await settle(db.pool, counter)
+  expect(await wrong(blog)).toEqual([])
+  expect(await column(db.pool, `select value::int from ${table} where key in ('gone', 'a')`)).toEqual([4])
 })
 
 test('of a table of pgtally\'s own, of keys of text, with counts at the ends of bigint', async () => {

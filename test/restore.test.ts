@@ -13,6 +13,7 @@ import { createTally, type Tally } from '../src/index.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
 import { apply, applyAll, blocked, installed, outcome, pid, value, type Session } from './support/fixtures.ts'
 import { findPostgresTools, toolsMissing, type PostgresTools } from './support/postgres-tools.ts'
+import { auditRows, createTimedBlog, settle, timeViolations } from './support/times.ts'
 
 const main = fileURLToPath(new URL('../src/cli/main.ts', import.meta.url))
 const tools = await findPostgresTools()
@@ -291,6 +292,25 @@ describe('restored into another cluster, nothing is applied until a rebase, and 
       expect(await goOn(db)).toEqual([])
     })
   }
+})
+
+test('time buckets, scores and a ranking come along, and go on after a rebase', async () => {
+  await using from = await createTestDatabase(high.connectionString)
+  await installed(from)
+  const { counter, likes } = await createTimedBlog(from, { buckets: [{ width: '1 minute', retain: '3 hours' }, { width: '1 day', retain: 'forever', time_zone: 'Europe/Berlin' }] })
+  const like = (db: TestDatabase) => db.pool.query(`insert into ${likes} (post_id, at) select 1 + n % 10, now() - (n - 5) * interval '11 minutes' from generate_series(1, 100) n`)
+  await like(from)
+  await settle(from.pool, counter)
+  await like(from)
+  const file = await dump(from, custom)
+  await using to = await createTestDatabase(low.connectionString)
+  await pgRestore(to, file)
+  await createTally({ pool: to.pool }).rebase()
+  await to.pool.query(`delete from ${likes} where id % 3 = 0`)
+  await like(to)
+  await settle(to.pool, counter)
+  expect(await timeViolations(to.pool, counter)).toEqual([])
+  expect(await auditRows(to.pool, counter)).toEqual([])
 })
 
 test('restored into another database of the same cluster, it just goes on', async () => {

@@ -125,7 +125,9 @@ const unpinned = [
   // Called by insert_event() only, which has one.
   '^insert_event_[0-9]+$',
   // Parsed when it is created, so that it can be inlined into each INSERT.
-  '^slot_at$',
+  '^(slot_at|event_time|power_of_two)$',
+  // Inlined into statements of functions that have one, which alone call it.
+  '^add_scores$',
   // Could not COMMIT with it.
   '^reconcile$',
 ]
@@ -143,7 +145,7 @@ test('every function has a search_path of its own but for what is written out, P
   )
   expect(odd).toEqual([])
   expect(await column(db.pool, `select proname::text from pg_proc where pronamespace = 'pgtally'::regnamespace and prosecdef and prorettype <> 'trigger'::regtype order by 1`))
-    .toEqual(['add_event', 'add_events', 'insert_event', 'is_stored', 'lock_measured', 'receive_batch', 'rotate', 'sync_triggers'])
+    .toEqual(['add_event', 'add_events', 'expire_buckets', 'insert_event', 'is_stored', 'lock_measured', 'receive_batch', 'rotate', 'sync_triggers'])
   expect(await column(db.pool, `select viewname::text from pg_views where schemaname = 'pgtally' and viewname !~ '^carried_[0-9]+$'`)).toEqual([])
   const { role } = await createRole()
   const reachable = (schema: string) => `

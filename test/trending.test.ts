@@ -3,7 +3,7 @@ import { beforeAll, describe, expect, test } from 'vitest'
 import type { Tally } from '../src/index.ts'
 import { createTestDatabase, type TestDatabase } from './support/database.ts'
 import { applyAll, column, installed, outcome, value } from './support/fixtures.ts'
-import { auditRows, createCounterBySql, createTimedBlog, settle, timeViolations, type TimedBlog } from './support/times.ts'
+import { auditRows, createCounterBySql, createTimedBlog, settle, timeViolations, withinOne, type TimedBlog } from './support/times.ts'
 
 let db: TestDatabase
 let tally: Tally
@@ -150,7 +150,7 @@ describe.concurrent('decayed scores', () => {
 })
 
 describe.concurrent('spikes', () => {
-  test('are what is counted more often than before, by figures computed by hand', async () => {
+  test('are what is counted more often than before, by figures computed by hand', () => withinOne(db.pool, '1 hour', async () => {
     const blog = await createTimedBlog(db, { buckets: [{ width: '1 hour', retain: 'forever' }], halfLives: null })
     const { counter, likes } = blog
     const spikes = async (...rest: unknown[]) =>
@@ -178,9 +178,9 @@ describe.concurrent('spikes', () => {
     expect((await spikes('2 hours', 2, 13)).filter(({ key }) => key === '1')).toEqual([{ key: '1', score: Number((17 / Math.sqrt(10)).toFixed(6)), count: 26, expected: 9 }].map((row) => ({ ...row, expected: 9 })))
     await db.pool.query(`update ${blog.posts} set category = 7 where id = 1`)
     expect(await column(db.pool, `select key from pgtally.spikes($1, 10, '1 hour', 4, 9, '{"category": 7}')`, [counter])).toEqual(['1'])
-  })
+  }))
 
-  test('take the narrow buckets for what is new and the wide ones for what was before, also of days in a time zone', async () => {
+  test('take the narrow buckets for what is new and the wide ones for what was before, also of days in a time zone', () => withinOne(db.pool, '1 hour', async () => {
     const session = await db.connect()
     const blog = await createTimedBlog(db, { buckets: [{ width: '1 day', retain: 'forever', time_zone: 'America/New_York' }], halfLives: null })
     // One like on each of the last 400 days, so that there is a change of the clock among them.
@@ -195,7 +195,7 @@ describe.concurrent('spikes', () => {
         expect({ zone, windows, rows: (await session.query(`select count::int, expected from pgtally.spikes($1, 10, '1 day', $2)`, [blog.counter, windows])).rows }).toEqual({ zone, windows, rows: [{ count: 20, expected: 4 }] })
       }
     }
-  })
+  }))
 })
 
 test('a list that cannot be had is refused with one clear error', async () => {

@@ -2,6 +2,8 @@
 --
 -- A drift stays what it is while the application and the workers go on, so it may be corrected later than it was measured: here once the consumer is locked, which is waited for until the
 -- batch in hand is through, since nobody else writes to these tables meanwhile. Whoever calls this has locked the counter's row before, as all do who lock both.
+--
+-- The landmark of a score becomes that of moment, also where it was a later one: beside that of a clock which was ahead, whatever is added now would be nothing.
 create or replace function pgtally.correct_times(counter pgtally.counter, numbers integer[], keys text[], starts timestamptz[], drifts numeric[], moment timestamptz) returns void
 language plpgsql volatile set search_path = pg_catalog, pg_temp set datestyle = iso as $$
 declare
@@ -23,8 +25,8 @@ begin
         execute format('insert into %s (key) select u.key::%s from unnest($1, $2) u(number, key) where u.number = -%s on conflict do nothing', recent, key_type, trend.number)
         using numbers, keys;
         execute format(
-            'update %1$s r set score_%2$s = pgtally.add_scores(r.score_%2$s, r.landmark_%2$s, u.drift * pgtally.power_of_two($4 - floor($4)), floor($4)::integer),
-                landmark_%2$s = greatest(r.landmark_%2$s, floor($4)::integer)
+            'update %1$s r set landmark_%2$s = floor($4)::integer, score_%2$s = pgtally.add_scores(
+                    r.score_%2$s * pgtally.power_of_two(r.landmark_%2$s - floor($4)), floor($4)::integer, u.drift * pgtally.power_of_two($4 - floor($4)), floor($4)::integer)
             from unnest($1, $2, $3) u(number, key, drift) where u.number = -%2$s and r.key = u.key::%3$s',
             recent, trend.number, key_type)
         using numbers, keys, drifts, (extract(epoch from moment) / extract(epoch from trend.half_life))::double precision;

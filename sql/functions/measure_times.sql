@@ -1,6 +1,6 @@
 -- measure_times(counter, keys, after_key, last_key, correcting, max_drifts): the part of measure() for what a counter keeps beside the count itself: its time buckets, decayed scores and ranking.
 --
--- drifting_keys: keys of which a bucket or score drifts; the same key may be there several times. drifting: as measure(). A ranking is not compared, but gets those keys that the target had before the counter.
+-- drifting_keys: keys of which a bucket or score drifts; the same key may be there several times. drifting: as measure(). A ranking is not compared, but corrected, and gets those keys that the target had before the counter.
 create or replace function pgtally.measure_times(
     counter pgtally.counter, keys text[], after_key text, last_key text, correcting boolean, max_drifts integer, out drifting_keys text[], out drifting jsonb
 ) language plpgsql volatile set search_path = pg_catalog, pg_temp set row_security = off set work_mem = '64MB' as $$
@@ -28,6 +28,7 @@ begin
     if correcting and counter.ranked and not counter.own_target then
         -- After the consumer, as apply_batch(), in the same order.
         perform from pgtally.consumer c where c.consumer_id = counter.counter_id for update;
+        perform pgtally.correct_ranking(counter, keys, after_key, last_key);
         execute format('insert into %1$s (key, value) select %2$I, coalesce(%3$I, 0) from %4$s where %2$I is not null and %5$s order by 1 on conflict do nothing',
             pgtally.ranking_table(counter), counter.target_key, counter.target_column, counter.target_table,
             pgtally.key_filter(counter.target_key, space.key_type, space.key_collation, keys, after_key, last_key));

@@ -125,14 +125,14 @@ export async function timeViolations(session: Session, counter: string): Promise
   })
   for (const { number, seconds } of parts.trends) {
     const ages = (time: string) => `(extract(epoch from ${time}) - n.now) / ${seconds}`
-    queries.push(`select 'score ${number}', key, null, e.score::text, a.score::text from
+    queries.push(`select 'score ${number}' as part, key, null as start, e.score::text as expected, a.score::text as actual from
       (select key, sum(delta::float8 * case when ${ages('at')} < -490 then 0 else 2 ^ (${ages('at')})::float8 end) as score from ${timed} t, n where at < now() + interval '5 minutes' group by 1) e
       full join (select key::text, score_${number} * case when landmark_${number} - n.now / ${seconds} < -490 then 0 else 2 ^ (landmark_${number} - n.now / ${seconds})::float8 end as score
         from pgtally.recent_${parts.counter_id}, n) a using (key)
       where abs(coalesce(e.score, 0) - coalesce(a.score, 0)) > 1e-6 * greatest(1, abs(e.score))`)
   }
   if (parts.ranking !== null) {
-    queries.push(`select 'ranking', coalesce(t.${parts.target_key}, r.key)::text, null, t.${parts.target_column}::text, r.value::text from ${parts.target} t
+    queries.push(`select 'ranking' as part, coalesce(t.${parts.target_key}, r.key)::text as key, null as start, t.${parts.target_column}::text as expected, r.value::text as actual from ${parts.target} t
       left join pgtally.${parts.ranking} r on r.key = t.${parts.target_key} where coalesce(t.${parts.target_column}, 0) <> coalesce(r.value, 0)`)
     queries.push(`select 'top', coalesce(e.key, a.key), coalesce(e.n, a.n)::text, e.count::text, a.count::text from
       (select row_number() over (order by ${parts.target_column} desc, ${parts.target_key}) as n, ${parts.target_key}::text as key, ${parts.target_column} as count from ${parts.target}
@@ -165,4 +165,17 @@ export async function soon(look: () => Promise<unknown[]>): Promise<unknown[]> {
   let found = await look()
   for (let looks = 1; found.length > 0 && looks < 10; looks++) found = await look()
   return found
+}
+
+/** Does `work`, which reckons from the bucket of now, once more where it failed and that is another one by then. */
+export async function withinOne(session: Session, width: string, work: () => Promise<void>): Promise<void> {
+  const bucket = () => value<string>(session, `select date_bin($1, now(), '2000-01-03 00:00:00+00')::text`, [width])
+  for (;;) {
+    const begun = await bucket()
+    try {
+      return await work()
+    } catch (error) {
+      if ((await bucket()) === begun) throw error
+    }
+  }
 }
