@@ -27,6 +27,6 @@ begin
             trend.number, clock_timestamp(), extract(epoch from trend.half_life)),
         format('r.landmark_%1$s + ln(r.score_%1$s) / ln(2::double precision)', trend.number), max_keys, scope,
         -- What is older weighs 0 (power_of_two).
-        ceil(8 * (extract(epoch from clock_timestamp()) / extract(epoch from trend.half_life) - 490))::integer) h;
+        ceil(16 * (extract(epoch from clock_timestamp()) / extract(epoch from trend.half_life) - 490))::integer) h;
 end
 $$;
