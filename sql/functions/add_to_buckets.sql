@@ -77,7 +77,7 @@ begin
         'with event as materialized (
             select * from unnest($1, $2, $3, $4) e(key, time, delta, events)
         ), summed as (
-            select %1$s from event e group by e.key
+            select %1$s from event e group by e.key order by e.key
         ), matched as materialized (
             select %2$s from summed s left join %3$s r on r.key = s.key
         ), changed as (
