@@ -180,8 +180,9 @@ begin
     if ranking then
         execute format(
             'alter table pgtally.%1$s_%2$s add column level smallint generated always as (
-                case when value < 256 then greatest(value, 0) else 256 + floor(256 * (ln(value::double precision) / ln(2::double precision) - 8)) end) stored;
-            create index on pgtally.%1$s_%2$s (level desc, key)',
+                case when value < 1 then 0 when value < 256 then 1 + floor(ln(value::double precision) / ln(2::double precision))
+                    else 9 + floor(256 * (ln(value::double precision) / ln(2::double precision) - 8)) end) stored;
+            create index on pgtally.%1$s_%2$s (level desc)',
             case when target is null then 'count' else 'rank' end, id);
     end if;
     perform pgtally.renew_access(array(
