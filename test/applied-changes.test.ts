@@ -20,9 +20,10 @@ beforeAll(async () => {
 })
 
 /** A worker's logger that keeps the warnings. */
-function recorder(): Logger & { warnings: string[] } {
+function recorder(): Logger & { warnings: string[]; steps: string[] } {
   const warnings: string[] = []
-  return { warnings, debug() {}, info() {}, warn: (_, message) => void warnings.push(message) }
+  const steps: string[] = []
+  return { warnings, steps, debug: (_, message) => void steps.push(message), info() {}, warn: (_, message) => void warnings.push(message) }
 }
 
 /** All calls for one counter, with the calls that were begun while another was under way. */
@@ -194,7 +195,8 @@ describe('onApplied', () => {
     await waitFor(async () => seen.length === 1, { what: 'the call' })
     await like(db.pool, blog, 1)
     // No call for this one, as the first is still under way.
-    await waitFor(async () => (await stored(db.pool, blog))[1] === 2, { what: 'the next batch' })
+    await waitFor(async () => logger.steps.filter((step) => step === 'batch applied').length === 2, { what: 'the next batch, and that its turn to tell is over' })
+    expect((await stored(db.pool, blog))[1]).toBe(2)
     expect(seen).toHaveLength(1)
     expect(logger.warnings).toEqual([expect.stringContaining('onApplied takes long')])
     first.resolve()

@@ -128,8 +128,8 @@ begin
         'source', source::text, 'source_key', source_key, 'where', where_condition, 'sum', sum_expression, 'data', to_jsonb(source_data), 'time', source_time,
         'target', target::text, 'target_key', target_key, 'target_column', target_column,
         'on_missing', coalesce(on_missing, case when target is null then 'insert' else 'drop' end), 'milestones', to_jsonb(milestones),
-        'buckets', (select jsonb_agg(jsonb_build_array(b.width, b.retain, b.time_zone) order by n) from unnest(made_buckets) with ordinality u(counter_id, number, width, time_zone, retain, slot_span, kept_since, n),
-            lateral (select u.width, u.retain, u.time_zone) b),
+        'buckets', (select jsonb_agg(jsonb_build_array(u.width, u.retain, u.time_zone) order by n)
+            from unnest(made_buckets) with ordinality u(counter_id, number, width, time_zone, retain, slot_span, kept_since, n)),
         'ranking', ranking, 'half_lives', to_jsonb(half_lives));
     present := pgtally.counter_definition(counter_name);
     if present is not null then
