@@ -109,7 +109,9 @@ async function take(queue: string, maxEvents?: number): Promise<string[]> {
 /** As if all batches had been finished long ago; otherwise those of the last minute keep a slot anyway, or of the last period where that is shorter. */
 async function age(queue: string): Promise<void> {
   await db.pool.query(
-    `update pgtally.batch b set finished_at = finished_at - interval '1 hour' from pgtally.consumer c where c.consumer_id = b.consumer_id and c.queue_id = pgtally.queue_id($1)`,
+    // One after the other: each locks many rows, in any order.
+    `with locked as materialized (select consumer_id from pgtally.consumer where queue_id = pgtally.queue_id($1) order by 1 for update)
+    update pgtally.batch b set finished_at = finished_at - interval '1 hour' from locked where locked.consumer_id = b.consumer_id`,
     [queue],
   )
 }
