@@ -188,8 +188,7 @@ type KeyOf<DB, D> = D extends { source: infer S }
  * const tally = createTally({ pool, counters })
  * ```
  */
-// oxlint-disable-next-line no-explicit-any -- any table with any columns, where no DB type is given
-export function defineCounters<DB = any>() {
+export function defineCounters<DB = Record<string, Record<string, Key>>>() {
   return <const D extends Record<string, TypedCounterDefinition<DB>>>(
     definitions: D,
   ): DefinedCounters<{ [N in keyof D & string]: KeyOf<DB, D[N]> }> => ({ definitions: definitions as CounterDefinitions })

@@ -13,6 +13,16 @@ export interface ReadingPlace {
 /** Columns of the target, and the values that they must have. */
 export type Scope = Readonly<Record<string, string | number | bigint | boolean | null>>
 
+/** What lists of keys have in common. */
+export interface ListOptions {
+  /** Read here instead of on the pool, for example inside a transaction. */
+  executor?: Executor | undefined
+  /** How many keys, 1 to 10,000. Default 10. */
+  limit?: number | undefined
+  /** Only keys whose row in the target has these values, as in `{ category_id: 7 }`. The target is a table of yours then. */
+  where?: Scope | undefined
+}
+
 /** @throws PgtallyError INVALID_ARGUMENT (a time, or length of time, that the server does not understand) */
 export async function read<R extends Row>({ executor }: ReadingPlace, text: string, values: readonly unknown[]): Promise<R[]> {
   try {

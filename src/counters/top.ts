@@ -1,14 +1,10 @@
 import type { CountOptions } from './count.ts'
 import { countOf, read, scopeText, timeText, wholeNumberText } from './reading.ts'
-import type { ReadingPlace, Scope } from './reading.ts'
+import type { ListOptions, ReadingPlace } from './reading.ts'
 
-export interface TopOptions extends CountOptions {
-  /** How many keys, 1 to 10,000. Default 10. */
-  limit?: number | undefined
+export interface TopOptions extends ListOptions, CountOptions {
   /** Only what was counted in buckets that begin in it: from that long ago, such as `24 hours`, until now, or from one time to before another (default: now). Default: all time. */
   window?: string | { from: Date; to?: Date | undefined } | undefined
-  /** Only keys whose row in the target has these values, as in `{ category_id: 7 }`. The target is a table of yours then. */
-  where?: Scope | undefined
 }
 
 /** A key and its count. */

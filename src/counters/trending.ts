@@ -1,15 +1,5 @@
-import type { Executor } from '../executor.ts'
 import { countOf, read, scopeText, wholeNumberText } from './reading.ts'
-import type { ReadingPlace, Scope } from './reading.ts'
-
-interface ListOptions {
-  /** Read here instead of on the pool, for example inside a transaction. */
-  executor?: Executor | undefined
-  /** How many keys, 1 to 10,000. Default 10. */
-  limit?: number | undefined
-  /** Only keys whose row in the target has these values, as in `{ category_id: 7 }`. The target is a table of yours then. */
-  where?: Scope | undefined
-}
+import type { ListOptions, ReadingPlace } from './reading.ts'
 
 export interface TrendingOptions extends ListOptions {
   /** One of those in the definition. Default: the first. */
