@@ -181,6 +181,48 @@ test('a reader reads counts, status and dead letters, and audits what it may rea
   ]) await refused(reader, sql)
 })
 
+test('time buckets, scores and a ranking: a worker keeps them and empties their slots, a reader reads and audits them', async () => {
+  await owner.client.query(`
+    create table songs (id bigint primary key, plays bigint not null default 0, genre integer not null default 1);
+    insert into songs select generate_series(1, 5);
+    create table plays (id bigint generated always as identity, song bigint, at timestamptz not null default now());
+    create index on plays (song); grant insert on plays to ${app.role}`)
+  await tally.createCounter('plays', {
+    source: { table: 'shop.plays', key: 'song', time: 'at' },
+    target: { table: 'shop.songs', key: 'id', column: 'plays' },
+    buckets: [{ width: '1 second', retain: '4 seconds' }, { width: '1 hour', retain: 'forever' }],
+    ranking: true,
+    trending: [{ halfLife: '1 minute' }],
+  })
+  const { missing } = await tally.grant({ workers: [worker.role] })
+  for (const statement of missing.filter((text) => text.includes('shop.songs'))) await owner.client.query(statement)
+  await owner.client.query(`grant select (genre) on songs to ${reader.role}; grant select (song, at) on plays to ${reader.role}`)
+
+  const warnings: string[] = []
+  const messages: string[] = []
+  await using running = worker.tally.worker({ pollIntervalMs: 5, logger: { debug: (_, message) => messages.push(message), info() {}, warn: (details, message) => warnings.push(`${message}: ${JSON.stringify(details)}`) } })
+  await app.client.query(`insert into plays (song, at) values (1, now() - interval '2 hours'), (1, now()), (2, now()), (3, now() + interval '1 day')`)
+  const plays = reader.tally.counter('plays')
+  await waitFor(async () => (await plays.top()).length === 3, { what: 'what was played to be counted' })
+  // As if the day had passed, but for the row itself.
+  const later = `pgtally.later_${await value<number>(db.pool, `select counter_id from pgtally.counter where name = 'plays'`)}`
+  await db.pool.query(`update ${later} set time = date_bin('1 minute', now(), '2000-01-01'); update shop.plays set at = date_bin('1 minute', now(), '2000-01-01') where song = 3`)
+  await app.client.query('insert into plays (song) values (2)')
+  await waitFor(async () => value<boolean>(db.pool, `select not exists (select from ${later} where time <= now())`), { what: 'the score of what was ahead' })
+  await waitFor(async () => messages.includes('slots of buckets emptied'), { what: 'a slot of buckets to be emptied' })
+  await worker.tally.drain()
+  expect(warnings).toEqual([])
+
+  expect(await plays.top({ limit: 2, where: { genre: 1 } })).toEqual([{ key: '1', count: 2 }, { key: '2', count: 2 }])
+  expect((await plays.top({ window: '4 hours' })).length).toBeGreaterThan(1)
+  expect((await plays.trending()).map(({ key }) => key)).toContain('2')
+  expect((await plays.series(1, { width: '1 hour' })).reduce((sum, { count }) => sum + count, 0)).toBe(2)
+  expect(await plays.audit()).toMatchObject({ checkedKeys: 5 })
+  for (const sql of [`select pgtally.expire_buckets('plays')`, `delete from ${later}`, `truncate ${later}`, `update ${later.replace('later', 'recent')} set score_1 = 0`]) await refused(reader, sql)
+  await running.stop()
+  await tally.dropCounter('plays')
+})
+
 test('a worker is not the owner: it defines, corrects and drops nothing, and writes no SQL that others run', async () => {
   for (const sql of [
     `select pgtally.create_queue('own')`, `select pgtally.create_counter('own')`, `select pgtally.drop_counter('votes')`, `select pgtally.drop_queue('mails')`, `select pgtally.drop_source(1)`,

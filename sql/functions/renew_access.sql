@@ -12,7 +12,7 @@ declare
     for_readers constant name[] := array['audit', 'audit_keys', 'audit_range', 'is_stored', 'lock_measured', 'measure', 'measure_times', 'oldest_transaction', 'record_audit', 'require_read_committed', 'sample_keys', 'sum_delta'];
     for_workers constant name[] := for_readers || array['expire_buckets', 'receive_batch', 'rotate', 'sync_triggers']::name[];
     -- They define, correct or throw away. Without the rights on tables they would fail anyway; so they say it at once.
-    for_owners constant name[] := array['accept_batch', 'begin_reconciliation', 'correct_times', 'create_buckets', 'create_counter', 'create_queue', 'create_source', 'drop_counter', 'drop_queue', 'drop_source', 'grant_access',
+    for_owners constant name[] := array['accept_batch', 'begin_reconciliation', 'create_buckets', 'create_counter', 'create_queue', 'create_source', 'drop_counter', 'drop_queue', 'drop_source', 'grant_access',
         'lock_corrections', 'rebase', 'reconcile', 'reconcile_keys', 'reconcile_range', 'renew_access', 'reset_keys', 'reset_range', 'revoke_access', 'source_expression', 'unregister_consumer'];
     schema constant regnamespace := (select relnamespace from pg_class where oid = 'pgtally.access'::regclass);
     given record;
