@@ -244,6 +244,25 @@ describe('the command line', () => {
   })
 })
 
+test('status says since when buckets are kept, what came too late for them and what lay ahead', async () => {
+  await db.pool.query('create table visits (page int, at timestamptz)')
+  const buckets = [{ width: '1 hour', retain: '2 days' }, { width: '1 month', retain: 'forever', timeZone: 'Asia/Tokyo' }]
+  await tally.createCounter('visits', { source: { table: 'visits', key: 'page', time: 'at' }, buckets })
+  await db.pool.query(`insert into visits select 1, now() + t from unnest('{-10 days, -9 days, 0 days, 1 day, 2 days, 3 days, 4 days}'::interval[]) t; insert into visits values (1, null)`)
+  await tally.drain()
+  const visits = (await tally.status()).counters.find(({ name }) => name === 'visits')
+  expect(visits).toMatchObject({
+    pendingEvents: 0, events: 8, lateEvents: 3, futureEvents: 4, problems: [],
+    buckets: [{ width: '01:00:00', retain: '2 days', timeZone: null, view: expect.stringMatching(/^pgtally\.buckets_\d+_1$/) }, { width: '1 mon', retain: null, timeZone: 'Asia/Tokyo', since: null }],
+  })
+  // To the end of a slot, which is what is emptied: at least what was asked for.
+  const since = visits?.buckets[0]?.since ?? ''
+  expect(Date.now() - Date.parse(since)).toBeGreaterThanOrEqual(2 * 24 * 3_600_000)
+  const { stdout } = await here(db.connectionString, 'status')
+  expect(stdout.replaceAll(/ {2,}/g, '  ')).toContain(` visits  01:00:00  2 days  -  ${since.slice(0, 16).replace('T', ' ')}  3  4 \n visits  1 mon  forever  Asia/Tokyo  -`)
+  await tally.dropCounter('visits')
+})
+
 test('dropped with the counter', async () => {
   await tally.createCounter('gone', { keyType: 'text', buckets: definition.buckets, ranking: true, trending: definition.trending })
   await tally.dropCounter('gone')
