@@ -94,6 +94,8 @@ test('a worker runs all that `pgtally worker` does, once it has what grant() say
   await using running = worker.tally.worker({ pollIntervalMs: 5, idlePollIntervalMs: 20, logger })
   await waitFor(async () => warnings.some((warning) => warning.includes('permission denied for table posts')), { what: 'the worker to miss a right' })
   for (const statement of missing) await owner.client.query(statement)
+  const goesOn = async () => (await tally.status()).counters.every(({ lastError, pendingEvents, carriedKeys }) => lastError === null && pendingEvents + carriedKeys === 0)
+  await waitFor(goesOn, { what: 'the worker to go on' })
   warnings.length = 0
 
   // A new partition gets its triggers, slots are emptied, milestones are handed on.

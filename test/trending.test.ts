@@ -78,6 +78,56 @@ describe.concurrent('decayed scores', () => {
     }
   })
 
+  test('of tens of thousands of keys the index has the first ones, and every list is as exact as before', async () => {
+    const blog = await createTimedBlog(db, { keys: Array.from({ length: 24_000 }, (_, n) => String(n + 1)), buckets: null, halfLives: ['30 days', '1 hour'], ranking: false })
+    const id = await value<number>(db.pool, 'select counter_id from pgtally.counter where name = $1', [blog.counter])
+    const indexed = () => value<number>(db.pool, `select count(level_1)::int from pgtally.recent_${id}`)
+    const compare = async (scope: number | null = null) => {
+      for (const [halfLife, seconds] of [['30 days', 2_592_000], ['1 hour', 3600]] as const) {
+        const { rows: exact } = await db.pool.query<{ key: string; score: number }>(
+          `select post_id::text as key, sum(2 ^ ((extract(epoch from date_trunc('minute', at)) - extract(epoch from now())) / $1::int)::float8) as score
+          from ${blog.likes} join ${blog.posts} p on p.id = post_id where $2::int is null or category = $2 group by post_id order by 2 desc`,
+          [seconds, scope],
+        )
+        const scores = new Map(exact.map(({ key, score }) => [key, score]))
+        for (const limit of [10, 100, 10_000]) {
+          const found = await column<string>(db.pool, 'select key from pgtally.trending($1, $2, $3::interval, $4)', [blog.counter, limit, halfLife, scope === null ? null : { category: scope }])
+          expect(found).toHaveLength(Math.min(limit, exact.length))
+          expect(new Set(found).size).toBe(found.length)
+          // Two that are equal but for rounding may change places.
+          const off = found.filter((key, n) => Math.abs((scores.get(key) ?? 0) / (exact[n]?.score ?? 1) - 1) > 1e-7)
+          expect(off).toEqual([])
+        }
+      }
+    }
+
+    // 3000 posts have one like, 3000 have two, and so on until eight.
+    await db.pool.query(`insert into ${blog.likes} (post_id, at) select p, now() - random() * interval '10 hours' from generate_series(1, 24000) p, generate_series(0, p % 8)`)
+    await db.pool.query(`update ${blog.posts} set category = case when id <= 60 then 1 else 2 end where id <= 1000`)
+    await settle(db.pool, blog.counter)
+    // Two likes are the floor.
+    expect(await indexed()).toBe(21_000)
+    for (const scope of [null, 1, 2]) await compare(scope)
+
+    // In small batches, so that the floor stays, below most of those that are left, and above some that are new.
+    for (let part = 0; part < 8; part++) {
+      await db.pool.query(`delete from ${blog.likes} where post_id > 2000 and post_id % 8 > 1 and post_id / 3000 = $1`, [part])
+      await settle(db.pool, blog.counter)
+    }
+    await db.pool.query(`insert into ${blog.likes} (post_id, at) select p, now() from generate_series(2001, 2900, 3) p, generate_series(0, p % 4)`)
+    await settle(db.pool, blog.counter)
+    expect(await indexed()).toBeLessThan(6000)
+    for (const scope of [null, 1, 2]) await compare(scope)
+
+    // Most are liked, and the floor rises: above some that are in the index.
+    await db.pool.query(`insert into ${blog.likes} (post_id, at) select p, now() from generate_series(1501, 24000) p, generate_series(1, 2 + p % 8)`)
+    await settle(db.pool, blog.counter)
+    expect(await indexed()).toBeGreaterThanOrEqual(20_000)
+    expect(await indexed()).toBeLessThan(24_000)
+    for (const scope of [null, 1, 2]) await compare(scope)
+    expect(await wrong(blog)).toEqual([])
+  })
+
   test('very old likes weigh nothing, and stop nothing when newer ones come', async () => {
     const blog = await createTimedBlog(db, { halfLives: ['1 minute'] })
     // Of 2^-900, 2^-999, … half-lives: their products are too small for a double.

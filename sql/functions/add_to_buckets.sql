@@ -8,6 +8,10 @@
 -- 2^((t - L) / half-life), where L is a landmark; as time passes all scores shrink by the same factor, so their order stays, and nothing is to be swept. Each row has a landmark of its own, in whole
 -- half-lives since 1970, and moves it to that of now when it is written, long before a double overflows. An event that is taken back weighs as it did, having the same time.
 --
+-- For lists, an index has the levels of the scores (score_level). A batch of more than 20,000 keys leaves out those of it that come after the first 20,000, twice the longest list, and sets the floor in
+-- pgtally.trend to where those end; so most of its rows are updated without writing to the index. As the floor only rises, a row that is not in the index has a score below it: trending() looks there when it has not
+-- found enough above.
+--
 -- late_events: those that a width keeps no longer, or with no time. future_events: those more than five minutes ahead; they are in buckets, and in no score, as one
 -- would be the highest until its time has come: till then it waits in later_<counter_id>, and the first batch after that puts it in (add_due_scores). Neither stops anything, and both count in the target.
 --
@@ -18,56 +22,63 @@ create or replace function pgtally.add_to_buckets(
 declare
     now constant timestamptz := clock_timestamp();
     ahead constant timestamptz := now + interval '5 minutes';
+    many constant boolean := cardinality(keys) > 20000;
     latest constant timestamptz := coalesce((select max(t) from unnest(times) t where t <= ahead), '-infinity');
     scored constant boolean := exists (select from pgtally.trend t where t.counter_id = counter.counter_id);
     recent constant text := format('pgtally.recent_%s', counter.counter_id);
     bucket pgtally.bucket;
     trend pgtally.trend;
+    starts text;
     current_start timestamptz;
-    half_life text;
+    last_start timestamptz := '-infinity';
     landmark integer;
-    start text;
-    columns text := 'key';
-    sums text := 'e.key';
-    matches text := 's.key, r.ctid as row';
-    changes text[];
-    moves text[];
+    sums text;
+    merges text;
+    columns text[];
+    merged text[];
+    finished text[];
+    any_finished text;
+    older text[];
     late text := 'e.time is null';
+    floors text[];
+    new_floors integer[];
     moved_numbers integer[];
     moved_starts timestamptz[];
     moved_keys keys%type;
     moved_counts bigint[];
 begin
     for bucket in select * from pgtally.bucket b where b.counter_id = counter.counter_id order by b.number loop
-        start := pgtally.bucket_start(bucket.width, bucket.time_zone, 'e.time');
+        starts := pgtally.bucket_start(bucket.width, bucket.time_zone, 'e.time');
         current_start := latest;
         if isfinite(latest) then
             execute 'select ' || pgtally.bucket_start(bucket.width, bucket.time_zone, '$1') into current_start using latest;
         end if;
-        columns := columns || format(', start_%1$s, count_%1$s', bucket.number);
-        sums := sums || format(', %2$L::timestamptz as start_%1$s, coalesce(pgtally.sum_delta(e.delta) filter (where e.time >= %2$L and e.time <= %3$L), 0) as count_%1$s',
-            bucket.number, current_start, latest);
-        matches := matches || format(', s.start_%1$s, s.count_%1$s, r.start_%1$s as old_start_%1$s, r.count_%1$s as old_count_%1$s', bucket.number);
-        changes := changes || format(
-            'start_%1$s = greatest(r.start_%1$s, m.start_%1$s), count_%1$s = case when r.start_%1$s >= m.start_%1$s then r.count_%1$s else 0 end + case when r.start_%1$s <= m.start_%1$s then m.count_%1$s else 0 end',
-            bucket.number);
-        moves := moves || format(
-            'select %1$s as number, %2$s as start, e.key, e.delta as count from event e where e.time < %3$L or e.time > %4$L
-            union all
-            select %1$s, least(old_start_%1$s, start_%1$s), key, case when old_start_%1$s < start_%1$s then old_count_%1$s else count_%1$s end from matched where old_start_%1$s <> start_%1$s',
-            bucket.number, start, current_start, latest);
-        late := late || case when isfinite(bucket.kept_since) then format(' or %s < %L', start, bucket.kept_since) else '' end;
+        last_start := greatest(last_start, current_start);
+        sums := concat(sums, format(', coalesce(pgtally.sum_delta(e.delta) filter (where e.time >= %2$L and e.time <= %3$L), 0) as count_%1$s', bucket.number, current_start, latest));
+        merges := concat(merges, format(
+            ', greatest(r.start_%1$s, %2$L) as start_%1$s, case when r.start_%1$s >= %2$L then r.count_%1$s else 0 end + case when r.start_%1$s > %2$L then 0 else s.count_%1$s end as count_%1$s,
+            least(r.start_%1$s, %2$L) as finished_start_%1$s, case when r.start_%1$s < %2$L then r.count_%1$s when r.start_%1$s > %2$L then s.count_%1$s else 0 end as finished_%1$s',
+            bucket.number, current_start));
+        columns := columns || array[format('start_%s', bucket.number), format('count_%s', bucket.number)];
+        merged := merged || array[format('m.start_%s', bucket.number), format('m.count_%s', bucket.number)];
+        finished := finished || format('(%1$s, m.finished_start_%1$s, m.finished_%1$s)', bucket.number);
+        any_finished := concat(any_finished || ' or ', format('m.finished_%s <> 0', bucket.number));
+        older := older || format('(%s, %s, %L::timestamptz)', bucket.number, starts, current_start);
+        late := late || case when isfinite(bucket.kept_since) then format(' or %s < %L', starts, bucket.kept_since) else '' end;
     end loop;
     for trend in select * from pgtally.trend t where t.counter_id = counter.counter_id order by t.number loop
-        half_life := extract(epoch from trend.half_life)::text;
         landmark := floor(extract(epoch from now) / extract(epoch from trend.half_life));
-        columns := columns || format(', score_%1$s, landmark_%1$s', trend.number);
-        sums := sums || format(
-            ', coalesce(sum(e.delta * pgtally.power_of_two((extract(epoch from e.time) / %2$s - %3$s)::double precision)) filter (where e.time <= %4$L), 0) as score_%1$s, %3$s as landmark_%1$s',
-            trend.number, half_life, landmark, latest);
-        matches := matches || format(', s.score_%1$s, s.landmark_%1$s', trend.number);
-        changes := changes || format(
-            'score_%1$s = pgtally.add_scores(r.score_%1$s, r.landmark_%1$s, m.score_%1$s, m.landmark_%1$s), landmark_%1$s = greatest(r.landmark_%1$s, m.landmark_%1$s)', trend.number);
+        sums := concat(sums, format(
+            ', coalesce(sum(e.delta * pgtally.power_of_two(date_part(''epoch'', e.time) / %2$s - %3$s)) filter (where e.time <= %4$L), 0) as score_%1$s',
+            trend.number, date_part('epoch', trend.half_life), landmark, latest));
+        merges := concat(merges, format(
+            ', pgtally.add_scores(coalesce(r.score_%1$s, 0), coalesce(r.landmark_%1$s, %2$s), s.score_%1$s, %2$s) as score_%1$s, greatest(r.landmark_%1$s, %2$s) as landmark_%1$s',
+            trend.number, landmark));
+        columns := columns || array[format('score_%s', trend.number), format('landmark_%s', trend.number), format('floor_%s', trend.number)];
+        merged := merged || array[format('m.score_%s', trend.number), format('m.landmark_%s', trend.number), format('f.floors[%s]', trend.number)];
+        floors := floors || case when many then format(
+            'coalesce((select pgtally.score_level(m.score_%1$s, m.landmark_%1$s, %2$s) as level from matched m order by level desc nulls last offset 19999 limit 1), %2$s)', trend.number, trend.floor)
+            else trend.floor::text end;
     end loop;
 
     if scored then
@@ -77,22 +88,34 @@ begin
         'with event as materialized (
             select * from unnest($1, $2, $3, $4) e(key, time, delta, events)
         ), summed as (
-            select %1$s from event e group by e.key order by e.key
+            select e.key %1$s from event e group by e.key order by e.key
         ), matched as materialized (
-            select %2$s from summed s left join %3$s r on r.key = s.key
+            select s.key, r.ctid as row %2$s from summed s left join %3$s r on r.key = s.key
+        ), floor as materialized (
+            select array[%4$s]::integer[] as floors
         ), changed as (
-            update %3$s r set %4$s from matched m where r.ctid = m.row
+            update %3$s r set (%5$s) = row (%6$s) from matched m, floor f where r.ctid = m.row
         ), inserted as (
-            insert into %3$s (%5$s) select %5$s from matched where row is null
+            insert into %3$s (key, %5$s) select m.key, %6$s from matched m, floor f where m.row is null
         ), moved as (
-            %6$s
+            %7$s
         )
-        select (select coalesce(pgtally.sum_delta(e.events) filter (where %7$s), 0) from event e), (select coalesce(pgtally.sum_delta(e.events) filter (where e.time > %8$L), 0) from event e),
-            array_agg(number), array_agg(start), array_agg(key), array_agg(count) from moved where count <> 0',
-        sums, matches, recent, array_to_string(changes, ', '), columns,
-        coalesce(array_to_string(moves, ' union all '), 'select null::integer as number, null::timestamptz as start, key, 0 as count from event'), late, ahead)
-    into late_events, future_events, moved_numbers, moved_starts, moved_keys, moved_counts using keys, times, deltas, events;
+        select l.*, f.floors, m.*
+        from floor f,
+            (select coalesce(pgtally.sum_delta(e.events) filter (where %8$s), 0), coalesce(pgtally.sum_delta(e.events) filter (where e.time > %9$L), 0) from event e) l,
+            (select array_agg(number), array_agg(start), array_agg(key), array_agg(count) from moved where count <> 0) m',
+        sums, merges, recent, array_to_string(floors, ', '), array_to_string(columns, ', '), array_to_string(merged, ', '),
+        case when finished is null then 'select null::integer as number, null::timestamptz as start, key, 0::bigint as count from event where false' else format(
+            'select o.number, o.start, e.key, e.delta as count from event e, lateral (values %1$s) o(number, start, current_start) where (e.time < %2$L or e.time > %3$L) and (e.time < o.current_start or e.time > %3$L)
+            union all
+            select f.number, f.start, m.key, f.count from matched m, lateral (values %4$s) f(number, start, count) where %5$s',
+            array_to_string(older, ', '), last_start, latest, array_to_string(finished, ', '), any_finished) end,
+        late, ahead)
+    into late_events, future_events, new_floors, moved_numbers, moved_starts, moved_keys, moved_counts using keys, times, deltas, events;
 
+    if many then
+        update pgtally.trend t set floor = new_floors[t.number] where t.counter_id = counter.counter_id and t.floor < new_floors[t.number];
+    end if;
     if scored and future_events > 0 then
         execute format('insert into pgtally.later_%s (time, delta, key) select u.time, u.delta, u.key from unnest($1, $2, $3) u(key, time, delta) where u.time > $4', counter.counter_id)
         using keys, times, deltas, ahead;

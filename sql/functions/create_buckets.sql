@@ -10,11 +10,9 @@ declare
 begin
     select string_agg(format('start_%1$s timestamptz not null default ''-infinity'', count_%1$s bigint not null default 0, ', b.number), '' order by b.number) into columns
     from pgtally.bucket b where b.counter_id = counter.counter_id;
-    -- The level is a score's logarithm in sixteenths of a half-life. It is what the index has, as it changes much less often than the score: while it does not, an update writes no index entry (HOT).
     select coalesce(columns, '') || coalesce(string_agg(format(
-        'score_%1$s double precision not null default 0, landmark_%1$s integer not null default 0,
-        level_%1$s integer generated always as (case when score_%1$s > 0 then floor(16 * (landmark_%1$s + ln(score_%1$s) / ln(2::double precision)))::integer else -2147483648 end) stored, ',
-        t.number), '' order by t.number), '')
+        'score_%1$s double precision not null default 0, landmark_%1$s integer not null default 0, floor_%1$s integer not null default -2147483648,
+        level_%1$s integer generated always as (pgtally.score_level(score_%1$s, landmark_%1$s, floor_%1$s)) stored, ', t.number), '' order by t.number), '')
     into columns from pgtally.trend t where t.counter_id = counter.counter_id;
     if columns = '' then
         return;
@@ -26,7 +24,7 @@ begin
         execute format('create index on pgtally.later_%s (time)', counter.counter_id);
     end if;
     for trend in select * from pgtally.trend t where t.counter_id = counter.counter_id order by t.number loop
-        execute format('create index on pgtally.recent_%1$s (level_%2$s desc)', counter.counter_id, trend.number);
+        execute format('create index on pgtally.recent_%1$s (level_%2$s desc) where level_%2$s is not null', counter.counter_id, trend.number);
     end loop;
     for bucket in select * from pgtally.bucket b where b.counter_id = counter.counter_id order by b.number loop
         relation := format('pgtally.bucket_%s_%s', counter.counter_id, bucket.number);

@@ -193,7 +193,7 @@ begin
     insert into pgtally.bucket
     select id, u.n, u.width, u.time_zone, u.retain, u.slot_span, u.kept_since
     from unnest(made_buckets) with ordinality u(counter_id, number, width, time_zone, retain, slot_span, kept_since, n);
-    insert into pgtally.trend select id, h.n, h.half_life from unnest(half_lives) with ordinality h(half_life, n);
+    insert into pgtally.trend (counter_id, number, half_life) select id, h.n, h.half_life from unnest(half_lives) with ordinality h(half_life, n);
     perform pgtally.create_buckets(pgtally.require_counter(counter_name));
 
     if source is not null then

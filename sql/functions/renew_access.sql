@@ -52,6 +52,7 @@ begin
                 ('worker', 'failed_event', 'insert, update, delete'),
                 ('worker', 'milestone', 'insert'),
                 ('worker', 'last_audit', 'insert, update, delete'),
+                ('worker', 'trend', 'update (floor)'),
                 ('worker', 'consumer', 'insert (queue_id, name, system_identifier), update (paused_at, last_error, last_error_at)'),
                 -- To lock a row takes UPDATE on some column; no other may be changed.
                 ('worker', 'queue', 'update (created_at)'),

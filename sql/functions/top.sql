@@ -20,7 +20,7 @@ begin
             raise exception 'Counter "%" has no ranking', counter_name
                 using errcode = 'TL009', hint = 'Define it with one (ranking), or ask for the time from which to count on, where it has buckets.';
         end if;
-        return query select h.key, h.value::bigint from pgtally.head(counter, pgtally.ranking_table(counter), 'level', 'r.value', 'r.value', max_keys, scope, 1) h;
+        return query select h.key, h.value::bigint from pgtally.head(counter, pgtally.ranking_table(counter), 'r.value', 'r.level >= 1', 'r.level desc, r.value desc', max_keys, scope) h;
         return;
     end if;
     -- What starts later has likes of the future only.

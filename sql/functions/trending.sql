@@ -13,6 +13,14 @@ declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
     trend constant pgtally.trend := (
         select t from pgtally.trend t where t.counter_id = counter.counter_id and (half_life is null or t.half_life = half_life) order by t.number limit 1);
+    now constant double precision := extract(epoch from clock_timestamp()) / extract(epoch from trend.half_life);
+    -- What is older weighs 0 (power_of_two).
+    least_level constant integer := ceil(16 * (now - 490));
+    recent constant text := format('pgtally.recent_%s', counter.counter_id);
+    shown constant text := format('r.score_%1$s * pgtally.power_of_two(r.landmark_%1$s - %2$s::double precision)', trend.number, now);
+    level constant text := format('r.level_%s', trend.number);
+    logarithm constant text := format('(r.landmark_%1$s + ln(r.score_%1$s) / ln(2::double precision))', trend.number);
+    found integer;
 begin
     perform pgtally.require_limit(counter_name, max_keys);
     if trend.counter_id is null then
@@ -21,12 +29,14 @@ begin
                 'There are those with: ' || (select string_agg(t.half_life::text, ', ' order by t.number) from pgtally.trend t where t.counter_id = counter.counter_id),
                 'Define it with half-lives (trending).');
     end if;
-    return query select h.key, h.value::double precision from pgtally.head(
-        counter, format('pgtally.recent_%s', counter.counter_id), format('level_%s', trend.number),
-        format('r.score_%1$s * pgtally.power_of_two(r.landmark_%1$s - (extract(epoch from %2$L::timestamptz) / %3$s)::double precision)',
-            trend.number, clock_timestamp(), extract(epoch from trend.half_life)),
-        format('r.landmark_%1$s + ln(r.score_%1$s) / ln(2::double precision)', trend.number), max_keys, scope,
-        -- What is older weighs 0 (power_of_two).
-        ceil(16 * (extract(epoch from clock_timestamp()) / extract(epoch from trend.half_life) - 490))::integer) h;
+    return query select h.key, h.value::double precision
+    from pgtally.head(counter, recent, shown, format('%s >= %s', level, greatest(trend.floor, least_level)), format('%s desc, %s desc', level, logarithm), max_keys, scope) h;
+    -- The index may lack those below the floor: only few of a long list or a narrow scope.
+    get diagnostics found = row_count;
+    if found < max_keys and trend.floor > least_level then
+        return query select h.key, h.value::double precision
+        from pgtally.head(counter, recent, shown, format('(%1$s is null or %1$s < %2$s) and pgtally.score_level(r.score_%3$s, r.landmark_%3$s, %4$s) is not null', level, trend.floor, trend.number, least_level),
+            logarithm || ' desc', max_keys - found, scope) h;
+    end if;
 end
 $$;

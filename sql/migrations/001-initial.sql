@@ -142,6 +142,8 @@ create table pgtally.trend (
     counter_id integer references pgtally.counter on delete cascade,
     number integer,
     half_life interval not null,
+    -- Scores whose score_level() is below it need not be in the index: some 20,000 were above when it was set (add_to_buckets). Only ever rises.
+    floor integer not null default -2147483648,
     primary key (counter_id, number)
 );
 
