@@ -23,14 +23,17 @@ declare
     now constant timestamptz := clock_timestamp();
     ahead constant timestamptz := now + interval '5 minutes';
     many constant boolean := cardinality(keys) > 20000;
-    latest constant timestamptz := coalesce((select max(t) from unnest(times) t where t <= ahead), '-infinity');
     scored constant boolean := exists (select from pgtally.trend t where t.counter_id = counter.counter_id);
     recent constant text := format('pgtally.recent_%s', counter.counter_id);
     bucket pgtally.bucket;
     trend pgtally.trend;
+    -- The time of the latest event, but for those that lie ahead; and of the first and the last of all.
+    latest timestamptz;
+    earliest timestamptz;
+    furthest timestamptz;
     starts text;
     current_start timestamptz;
-    last_start timestamptz := '-infinity';
+    current_starts timestamptz[];
     landmark integer;
     sums text;
     merges text;
@@ -38,22 +41,22 @@ declare
     merged text[];
     finished text[];
     any_finished text;
-    older text[];
     late text := 'e.time is null';
     floors text[];
     new_floors integer[];
-    moved_numbers integer[];
-    moved_starts timestamptz[];
-    moved_keys keys%type;
-    moved_counts bigint[];
+    finished_numbers integer[];
+    finished_starts timestamptz[];
+    finished_keys keys%type;
+    finished_counts bigint[];
 begin
+    select coalesce(max(t) filter (where t <= ahead), '-infinity'), min(t), max(t) into latest, earliest, furthest from unnest(times) t;
     for bucket in select * from pgtally.bucket b where b.counter_id = counter.counter_id order by b.number loop
         starts := pgtally.bucket_start(bucket.width, bucket.time_zone, 'e.time');
         current_start := latest;
         if isfinite(latest) then
             execute 'select ' || pgtally.bucket_start(bucket.width, bucket.time_zone, '$1') into current_start using latest;
         end if;
-        last_start := greatest(last_start, current_start);
+        current_starts := current_starts || current_start;
         sums := concat(sums, format(', coalesce(pgtally.sum_delta(e.delta) filter (where e.time >= %2$L and e.time <= %3$L), 0) as count_%1$s', bucket.number, current_start, latest));
         merges := concat(merges, format(
             ', greatest(r.start_%1$s, %2$L) as start_%1$s, case when r.start_%1$s >= %2$L then r.count_%1$s else 0 end + case when r.start_%1$s > %2$L then 0 else s.count_%1$s end as count_%1$s,
@@ -63,7 +66,6 @@ begin
         merged := merged || array[format('m.start_%s', bucket.number), format('m.count_%s', bucket.number)];
         finished := finished || format('(%1$s, m.finished_start_%1$s, m.finished_%1$s)', bucket.number);
         any_finished := concat(any_finished || ' or ', format('m.finished_%s <> 0', bucket.number));
-        older := older || format('(%s, %s, %L::timestamptz)', bucket.number, starts, current_start);
         late := late || case when isfinite(bucket.kept_since) then format(' or %s < %L', starts, bucket.kept_since) else '' end;
     end loop;
     for trend in select * from pgtally.trend t where t.counter_id = counter.counter_id order by t.number loop
@@ -97,21 +99,16 @@ begin
             update %3$s r set (%5$s) = row (%6$s) from matched m, floor f where r.ctid = m.row
         ), inserted as (
             insert into %3$s (key, %5$s) select m.key, %6$s from matched m, floor f where m.row is null
-        ), moved as (
-            %7$s
         )
-        select l.*, f.floors, m.*
+        select l.*, f.floors, n.*
         from floor f,
             (select coalesce(pgtally.sum_delta(e.events) filter (where %8$s), 0), coalesce(pgtally.sum_delta(e.events) filter (where e.time > %9$L), 0) from event e) l,
-            (select array_agg(number), array_agg(start), array_agg(key), array_agg(count) from moved where count <> 0) m',
+            (select coalesce(array_agg(number), ''{}''), array_agg(start), array_agg(key), array_agg(count) from (%7$s) c where count <> 0) n',
         sums, merges, recent, array_to_string(floors, ', '), array_to_string(columns, ', '), array_to_string(merged, ', '),
         case when finished is null then 'select null::integer as number, null::timestamptz as start, key, 0::bigint as count from event where false' else format(
-            'select o.number, o.start, e.key, e.delta as count from event e, lateral (values %1$s) o(number, start, current_start) where (e.time < %2$L or e.time > %3$L) and (e.time < o.current_start or e.time > %3$L)
-            union all
-            select f.number, f.start, m.key, f.count from matched m, lateral (values %4$s) f(number, start, count) where %5$s',
-            array_to_string(older, ', '), last_start, latest, array_to_string(finished, ', '), any_finished) end,
+            'select f.*, m.key from matched m, lateral (values %s) f(number, start, count) where %s', array_to_string(finished, ', '), any_finished) end,
         late, ahead)
-    into late_events, future_events, new_floors, moved_numbers, moved_starts, moved_keys, moved_counts using keys, times, deltas, events;
+    into late_events, future_events, new_floors, finished_numbers, finished_starts, finished_keys, finished_counts using keys, times, deltas, events;
 
     if many then
         update pgtally.trend t set floor = new_floors[t.number] where t.counter_id = counter.counter_id and t.floor < new_floors[t.number];
@@ -122,18 +119,24 @@ begin
     end if;
 
     -- Few batches have any; to plan this for all widths took longer than a small batch.
-    for bucket in select * from pgtally.bucket b where b.counter_id = counter.counter_id and b.number = any (moved_numbers) order by b.number loop
+    for bucket in select * from pgtally.bucket b where b.counter_id = counter.counter_id order by b.number loop
+        continue when earliest >= current_starts[bucket.number] and furthest <= latest and bucket.number <> all (finished_numbers);
         execute format(
             'insert into pgtally.bucket_%1$s_%2$s as b (start, key, count, slot)
             select m.start, m.key, m.count, %3$s
             from (
-                select u.start, u.key, pgtally.sum_delta(u.count) as count
-                from unnest($1, $2, $3, $4) u(number, start, key, count) where u.number = %2$s and u.start >= %4$L group by u.start, u.key
+                select c.start, c.key, pgtally.sum_delta(c.count) as count
+                from (
+                    select %4$s as start, e.key, e.delta as count from unnest($1, $2, $3) e(key, time, delta) where e.time < %5$L or e.time > %6$L
+                    union all
+                    select f.start, f.key, f.count from unnest($4, $5, $6, $7) f(number, start, key, count) where f.number = %2$s
+                ) c
+                where c.start >= %7$L group by c.start, c.key having pgtally.sum_delta(c.count) <> 0
             ) m
             order by m.start, m.key
             on conflict (start, key, slot) do update set count = b.count + excluded.count',
-            counter.counter_id, bucket.number, pgtally.bucket_slot(bucket, 'm.start'), bucket.kept_since)
-        using moved_numbers, moved_starts, moved_keys, moved_counts;
+            counter.counter_id, bucket.number, pgtally.bucket_slot(bucket, 'm.start'), pgtally.bucket_start(bucket.width, bucket.time_zone, 'e.time'), current_starts[bucket.number], latest, bucket.kept_since)
+        using keys, times, deltas, finished_numbers, finished_starts, finished_keys, finished_counts;
     end loop;
 end
 $$;

@@ -6,6 +6,6 @@ create or replace function pgtally.bucket_slot(bucket pgtally.bucket, start text
 language sql stable set search_path = pg_catalog, pg_temp as $$
     select case
         when bucket.slot_span is null then '0'
-        else format('case when %1$s < %2$L then pg_catalog.mod(pg_catalog.mod(pg_catalog.floor(pg_catalog.extract(''epoch'', %1$s) / %3$s)::pg_catalog.int8, 6) + 6, 6) else 6 end',
+        else format('case when %1$s < %2$L then pg_catalog.mod(pg_catalog.mod(pg_catalog.floor(pg_catalog.date_part(''epoch'', %1$s) / %3$s)::pg_catalog.int8, 6) + 6, 6) else 6 end',
             start, bucket.kept_since + 6 * bucket.slot_span, extract(epoch from bucket.slot_span)) end
 $$;
