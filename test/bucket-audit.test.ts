@@ -86,6 +86,12 @@ test('an audit says which bucket or score drifts, also with events pending, and 
   await like(blog, 20)
   await correctAll(db.pool, counter)
   expect(await wrong(counter)).toEqual([])
+  // The ranking, so that a list has the wrong count, or not the key at all.
+  await settle(db.pool, counter)
+  await db.pool.query(`update pgtally.rank_${id} set value = value + 1 where key = 3; delete from pgtally.rank_${id} where key = 10`)
+  expect((await auditRows(db.pool, counter)).map(({ key, part }) => [key, part])).toEqual([['10', 'ranking'], ['3', 'ranking']])
+  await correctAll(db.pool, counter)
+  expect(await wrong(counter)).toEqual([])
 })
 
 test('what a clock has done that was days ahead for a while is mended', async () => {

@@ -127,7 +127,7 @@ const unpinned = [
   // Parsed when it is created, so that it can be inlined into each INSERT.
   '^(slot_at|event_time|power_of_two)$',
   // Inlined into statements of functions that have one, which alone call it.
-  '^add_scores$',
+  '^(add_scores|score_level)$',
   // Could not COMMIT with it.
   '^reconcile$',
 ]

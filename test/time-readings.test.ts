@@ -226,7 +226,7 @@ describe('the command line', () => {
     const baseline = ['trending', 'likes', '--baseline', '1h', '--windows', '6', '--min-count', '2']
     expect(await cli(...baseline)).toEqual({ ...succeeded, stdout: expect.stringMatching(/^ key +score +count +expected \n 3 +15\.9 +20 +0\.5 \n 4 +2\.0 +2 +0\.0 \n$/) })
     expect(JSON.parse((await cli(...baseline, '--json')).stdout)).toMatchObject([{ key: '3', count: 20, expected: 0.5 }, { key: '4', count: 2, score: 2 }])
-    expect(await cli(...baseline, '--where', 'category_id=7')).toEqual({ ...succeeded, stdout: 'There is no such key.\n' })
+    expect(await cli(...baseline, '--where', 'category_id=7')).toEqual({ ...succeeded, stdout: 'Nothing is trending.\n' })
   })
 
   test('series', async () => {

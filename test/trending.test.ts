@@ -260,6 +260,11 @@ test('a list that cannot be had is refused with one clear error', async () => {
   }
   for (const call of [`top('nobody')`, `trending('nobody')`, `spikes('nobody')`, `series('nobody', '1', '1 hour')`]) await refused(call, 'TL001', /"nobody"/)
   for (const call of ['top(NAME)', `top(NAME, 10, now() - interval '1 hour')`, 'trending(NAME)', 'spikes(NAME)', `series(NAME, '1', '1 hour')`]) await refused(call, 'TL009', /no |keeps no/, bare)
+  // In a table of pgtally's own there is nothing that a scope could be about.
+  await createCounterBySql(db.pool, 'own_target', { key_type: `'text'`, half_lives: `'{1 hour}'`, buckets: `'[{"width": "1 hour", "retain": "1 day"}]'`, ranking: 'true' })
+  for (const rest of ['top(NAME, 10, null, null, ', `top(NAME, 10, now() - interval '1 hour', null, `, 'trending(NAME, 10, null, ', `spikes(NAME, 10, '1 hour', 3, 1, `]) await refused(`${rest}'{"category": 1}')`, 'TL009', /table of pgtally/, { ...bare, counter: 'own_target' })
+  await refused('trending(NAME)', 'TL009', /keeps no scores$/, bare)
+  await refused(`top(NAME, 10, now() - interval '1 hour')`, 'TL009', /has no time buckets$/, bare)
   await refused(`trending(NAME, 10, '2 hours')`, 'TL009', /half-life/)
   for (const scope of [`'7'`, `'[]'`, `'null'`, `'{"nothing": 1}'`, `'{"category": {}}'`, `'{"category": [1]}'`, `'{"category": "seven"}'`, `'{"category": 1.5}'`, `'{"ctid; drop": 1}'`]) {
     for (const call of ['top(NAME, 10, null, null, ', `top(NAME, 10, now() - interval '1 hour', null, `, 'trending(NAME, 10, null, ', `spikes(NAME, 10, '1 day', 3, 1, `]) await refused(`${call}${scope})`, 'TL003', /"timed_/)
@@ -267,7 +272,7 @@ test('a list that cannot be had is refused with one clear error', async () => {
   for (const times of ['null, now()', 'now(), now()', `now(), now() - interval '1 second'`, `'infinity', null`, `'-infinity', now()`, `now() - interval '1 day', 'infinity'`]) await refused(`top(NAME, 10, ${times})`, 'TL003', /time/)
   for (const rest of [`'0', 24, 10`, `'-1 hour', 24, 10`, `null, 24, 10`, `'1 hour', 0, 10`, `'1 hour', 1001, 10`, `'1 hour', null, 10`, `'1 hour', 24, 0`, `'1 hour', 24, null`]) await refused(`spikes(NAME, 10, ${rest})`, 'TL003', /baseline/)
   for (const rest of [`'90 seconds', 1, 10`, `'7 days', 1000000, 1`, `'3 hours', 20, 10`]) await refused(`spikes(NAME, 10, ${rest})`, /1000000/.test(rest) ? 'TL003' : 'TL009', /windows|no buckets/)
-  for (const rest of [`'90 seconds'`, 'null', `'0'`, `'-1 hour'`, `'2 days'`, `'100000000 years'`, `'7 hours'`]) await refused(`series(NAME, '1', ${rest})`, 'TL009', /no buckets/)
+  for (const rest of [`'90 seconds'`, 'null', `'0'`, `'-1 hour'`, `'2 days'`, `'100000000 years'`, `'7 hours'`]) await refused(`series(NAME, '1', ${rest})`, 'TL009', /no buckets from which/)
   for (const rest of [`'1 minute', now() - interval '8 days'`, `'1 minute', now(), now()`, `'1 day', '-infinity'`, `'1 day', now(), 'infinity'`, `'1 day', now(), now() - interval '1 day'`]) await refused(`series(NAME, '1', ${rest})`, 'TL003', /series/)
   expect(await outcome(db.pool.query(`select * from pgtally.series($1, 'x', '1 day')`, [full.counter]))).toMatchObject({ code: '22P02' })
 })

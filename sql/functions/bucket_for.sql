@@ -12,6 +12,9 @@ begin
         raise exception 'Counter "%": there is no time from % to %', counter.name, coalesce(from_time::text, 'NULL'), to_time
             using errcode = 'TL003', hint = 'Give a time that is before the other.';
     end if;
+    if not exists (select from pgtally.bucket b where b.counter_id = counter.counter_id) then
+        raise exception 'Counter "%" has no time buckets', counter.name using errcode = 'TL009', hint = 'Define it with buckets.';
+    end if;
     select b.* into bucket
     from pgtally.bucket b
     where b.counter_id = counter.counter_id and pgtally.kept_since(b) <= from_time

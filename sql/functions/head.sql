@@ -12,8 +12,7 @@ begin
     return query execute format(
         'select r.key::text, (%s)::text from %s r %s and (%s) order by %s, r.key limit %s',
         shown, relation,
-        case when counter.own_target then 'where true'
-            else format('join %s t on t.%I = r.key where %s', counter.target_table, counter.target_key, pgtally.scope_condition(counter, scope)) end,
+        case when counter.own_target then '' else format('join %s t on t.%I = r.key', counter.target_table, counter.target_key) end || ' where ' || pgtally.scope_condition(counter, scope),
         condition, ordering, max_keys);
 end
 $$;

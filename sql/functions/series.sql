@@ -31,9 +31,9 @@ begin
         or wanted::text in ('1 day', '7 days', '1 mon', '1 year') and (b.width <= interval '1 day' or wanted::text = '1 year' and b.width::text = '1 mon'))
     order by pgtally.kept_since(b) <= from_time desc, case when pgtally.kept_since(b) <= from_time then interval '0' else now() - pgtally.kept_since(b) end desc, b.width desc, b.number limit 1;
     if bucket.width is null then
-        raise exception 'Counter "%" has no buckets that divide %', counter_name, coalesce(width::text, 'NULL')
+        raise exception 'Counter "%" has no buckets from which a series of % could be made', counter_name, coalesce(width::text, 'NULL')
             using errcode = 'TL009', hint = coalesce(
-                'There are buckets of ' || (select string_agg(b.width::text, ', ' order by b.number) from pgtally.bucket b where b.counter_id = counter.counter_id) || '.',
+                'A width divides a day, or is a day, a week, a month or a year, and buckets divide it; there are those of ' || (select string_agg(b.width::text, ', ' order by b.number) from pgtally.bucket b where b.counter_id = counter.counter_id) || '.',
                 'Define it with buckets.');
     elsif not isfinite(from_time) or not isfinite(to_time) or from_time >= to_time then
         raise exception 'Counter "%": there is no series from % to %', counter_name, from_time, to_time

@@ -37,8 +37,8 @@ begin
         and (b.width <= interval '1 day' or b.width = width)
     order by b.number desc limit 1;
     if narrow.width is null or wide.width is null then
-        raise exception 'Counter "%" has no buckets that divide % and are kept for % of that', counter_name, width, windows + 2
-            using errcode = 'TL009', hint = 'Ask for fewer or other windows, or define the counter with such buckets; bucket_status() has those that there are.';
+        raise exception 'Counter "%" has no buckets that divide % and are kept for % times as long', counter_name, width, windows + 2
+            using errcode = 'TL009', hint = 'The baseline is followed by the window that is compared with it and one that has just begun. Ask for fewer or other windows, or define the counter with such buckets; bucket_status() has those that there are.';
     end if;
     execute 'select ' || pgtally.bucket_start(narrow.width, narrow.time_zone, '$1') into until_time using clock_timestamp();
     -- By the clock of the buckets' time zone, where days are not all as long; the session's does not matter.

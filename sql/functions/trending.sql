@@ -24,7 +24,7 @@ declare
 begin
     perform pgtally.require_limit(counter_name, max_keys);
     if trend.counter_id is null then
-        raise exception 'Counter "%" keeps no scores%', counter_name, coalesce(format(' with the half-life %s', half_life), '')
+        raise exception 'Counter "%" keeps no scores%', counter_name, coalesce(' with the half-life ' || half_life, '')
             using errcode = 'TL009', hint = coalesce(
                 'There are those with: ' || (select string_agg(t.half_life::text, ', ' order by t.number) from pgtally.trend t where t.counter_id = counter.counter_id),
                 'Define it with half-lives (trending).');

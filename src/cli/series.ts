@@ -22,7 +22,7 @@ export function seriesCommand(): Command {
     .option('--from <time>', 'buckets that begin then or later, such as 2026-01-31 or 2026-01-31T10:00Z (default: the last 60)', time)
     .option('--to <time>', 'and before then (default: now)', time)
     .option('--json', 'print JSON')
-    .addHelpText('after', "\nExample:\n  pgtally series post_likes 42 --width '1 day' --from 2026-01-01")
+    .addHelpText('after', "\nExample:\n  pgtally series post_likes 42 --width '1 day' --from '2026-01-01 00:00 Europe/Berlin'")
     .action((name: string, key: string, { width, from, to, json, ...connection }: SeriesCommandOptions) =>
       withConnection(connection, async ({ tally }) => {
         const buckets = await tally.counter(name).series(key, { width, from, to })

@@ -39,6 +39,6 @@ export function trendingCommand(): Command {
 
 function print<T>(json: true | undefined, keys: T[], head: string[], row: (key: T) => string[]): void {
   if (json) printJson(keys)
-  else if (keys.length === 0) printLine('There is no such key.')
+  else if (keys.length === 0) printLine('Nothing is trending.')
   else printLine(formatTable(head, keys.map(row), [1, 2, 3]))
 }
