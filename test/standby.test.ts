@@ -65,6 +65,7 @@ test('counts, status and audits can be read on a standby, and are those of the m
   await servers.caughtUp()
   expect((await counter().audit()).drifts).toMatchObject([{ key: '3', source: 0, stored: 4, drift: -4 }])
   await db.pool.query(`update ${blog.posts} set like_count = like_count - 4 where id = 3`)
+  await servers.caughtUp()
 })
 
 test('audits and fresh reads on a standby find no drift while likes are written, applied and slots are emptied', async () => {
