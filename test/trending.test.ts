@@ -105,8 +105,9 @@ describe.concurrent('decayed scores', () => {
     await db.pool.query(`insert into ${blog.likes} (post_id, at) select p, now() - random() * interval '10 hours' from generate_series(1, 24000) p, generate_series(0, p % 8)`)
     await db.pool.query(`update ${blog.posts} set category = case when id <= 60 then 1 else 2 end where id <= 1000`)
     await settle(db.pool, blog.counter)
-    // Two likes are the floor.
-    expect(await indexed()).toBe(21_000)
+    // Two likes are the floor, or the newer ones among them, where a level ends within these ten hours.
+    expect(await indexed()).toBeGreaterThanOrEqual(20_000)
+    expect(await indexed()).toBeLessThanOrEqual(21_000)
     for (const scope of [null, 1, 2]) await compare(scope)
 
     // In small batches, so that the floor stays, below most of those that are left, and above some that are new.
