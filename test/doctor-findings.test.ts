@@ -1,9 +1,9 @@
 import { afterAll, beforeAll, describe, expect, test } from 'vitest'
 
-import type { Diagnosis, Tally } from '../src/index.ts'
+import type { Tally } from '../src/index.ts'
 import { createTestDatabase, waitFor, type TestDatabase } from './support/database.ts'
 import { apply, applyAll, createBlog, installed, like, value, type Blog } from './support/fixtures.ts'
-import { createPartitioned, cure, diagnose, find, findSoon, follow } from './support/patient.ts'
+import { createPartitioned, cure, diagnose, find, findSoon, follow, troubles } from './support/patient.ts'
 import { createRole, dropRoles, type TestRole } from './support/roles.ts'
 
 let db: TestDatabase
@@ -19,9 +19,6 @@ afterAll(async () => {
   await dropRoles(db, roles)
   await db.drop()
 })
-
-/** Errors and warnings, but for what depends on the day and the server that the tests run on. */
-const troubles = ({ findings }: Diagnosis) => findings.filter(({ level, code }) => level !== 'info' && !code.startsWith('SERVER_'))
 
 const queueId = (name: string, at = db) => value<number>(at.pool, 'select pgtally.queue_id($1)', [name])
 

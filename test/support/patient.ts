@@ -19,6 +19,12 @@ export function diagnose(db: TestDatabase, limits: Partial<Limits> = {}, schema 
   return examine(db.pool, schema, { limits: { ...defaultLimits, ...limits } })
 }
 
+/** Whether it depends on the day and the server that the tests run on: such a version comes to its end. */
+export const ofServer = ({ code }: Finding): boolean => code.startsWith('SERVER_')
+
+/** Errors and warnings, but for those of the server. */
+export const troubles = ({ findings }: Diagnosis): Finding[] => findings.filter((finding) => finding.level !== 'info' && !ofServer(finding))
+
 export interface Ailment {
   code: FindingCode
   /** The name of what it is about; undefined where there is one only. */
