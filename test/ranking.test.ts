@@ -203,7 +203,7 @@ test('while writers, several workers, a reconciliation and people who lock and d
     )
   {
     await using others = new AsyncDisposableStack()
-    others.use(beside(() => db.pool.query(`delete from ${likes} where id in (select id from ${likes} where random() < 0.02)`)))
+    others.use(beside(() => db.pool.query(`delete from ${likes} where id in (select id from ${likes} where random() < 0.02 for update skip locked)`)))
     others.use(beside(() => db.pool.query(`with one as (update ${posts} set category = category + 1 where id = 1 + floor(random() * 60) returning pg_sleep(0.02)) select from one`)))
     others.use(beside(() => db.pool.query(`with gone as (delete from ${posts} where id = (select max(id) from ${posts} where id > 30) returning id, pg_sleep(0.05)) delete from ${likes} where post_id in (select id from gone)`)))
     others.use(work('apply_batch(NAME, max_keys => 20)'))
