@@ -217,7 +217,7 @@ describe('a locked row', () => {
     expect(await stored(db.pool, blog)).toEqual({})
   })
 
-  test('waiting for the row of a deleted post and a batch about it end well', async () => {
+  test('that is gone is not waited for, and left to who has the consumer', async () => {
     const blog = await createBlog(db, tally)
     await db.pool.query(`alter table ${blog.likes} drop constraint ${blog.likes}_post_id_fkey`)
     const deleter = await lockPosts(blog, [1])
@@ -227,18 +227,32 @@ describe('a locked row', () => {
     await deleter.query('commit')
     await like(db.pool, blog, 1)
     // A worker in the middle of apply_batch(): it has the consumer, and comes to the carry next.
-    const [batch, waiter] = [await db.connect(), await db.connect()]
-    const waiterPid = await pid(waiter)
+    const batch = await db.connect()
     await batch.query('begin')
     await batch.query('select pgtally.lock_counter($1)', [blog.counter])
-    const waiting = outcome(waiter.query(`select pgtally.wait_for_carried($1, interval '0')`, [blog.counter]))
-    // It may wait for the consumer, or give up at once.
-    await Promise.race([blocked(db, waiterPid), waiting])
-    expect(await outcome(apply(batch, blog.counter))).toBe('done')
+    expect(await value(db.pool, `select added from pgtally.wait_for_carried($1, interval '0')`, [blog.counter])).toBe(false)
+    await apply(batch, blog.counter)
     await batch.query('commit')
-    await waiting
     await applyCarried(blog.counter)
     expect(await statusOf(db.pool, blog.counter)).toMatchObject({ carried_keys: '0', pending_events: '0', dropped_events: '2' })
+  })
+
+  test('that was waited for is added while a batch is in hand, also where one has failed before', async () => {
+    const blog = await createBlog(db, tally)
+    const holder = await lockPosts(blog, [1])
+    await like(db.pool, blog, 1)
+    await apply(db.pool, blog.counter)
+    await holder.query('commit')
+    await db.pool.query(`update pgtally.consumer set last_error = 'no such luck', last_error_at = now() where name = $1`, [blog.counter])
+    const batch = await db.connect()
+    await batch.query('begin')
+    await batch.query('select pgtally.lock_counter($1)', [blog.counter])
+    expect(await value(db.pool, `select added from pgtally.wait_for_carried($1, interval '0')`, [blog.counter])).toBe(true)
+    await batch.query('commit')
+    await like(db.pool, blog, 2)
+    await apply(db.pool, blog.counter)
+    expect(await value(db.pool, 'select last_error from pgtally.consumer where name = $1', [blog.counter])).toBeNull()
+    expect(await stored(db.pool, blog)).toEqual({ 1: 1, 2: 1 })
   })
 })
 

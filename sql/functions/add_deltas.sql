@@ -106,8 +106,7 @@ begin
     if counter.milestones is not null then
         backfilling := pgtally.is_backfilling(counter.counter_id);
     end if;
-    -- Whoever has locked the key's row owns its carry rows. Those of a missing key have no such owner, but then this
-    -- waits at most for another transaction of pgtally that is dropping the same.
+    -- Whoever has locked the key's row owns its carry rows. Those of a missing key have no such owner, but only who has the consumer drops them.
     execute format('select exists (select from %s)', carry) into carry_exists;
     if carry_exists then
         execute format(
@@ -162,8 +161,8 @@ begin
         select pgtally.sum_delta(u.events) into dropped_events from unnest(keys, events) u(key, events) where u.key = any (missing_keys);
     end if;
     locked_ms := extract(epoch from clock_timestamp() - began) * 1000;
-    -- It works again, whoever found that out.
+    -- It works again, whoever found that out; wait_for_carried() may come without the consumer's lock, and does not wait for who has it.
     update pgtally.consumer c set last_error = null, last_error_at = null
-    where c.consumer_id = counter.counter_id and c.last_error is not null;
+    where c.consumer_id = (select f.consumer_id from pgtally.consumer f where f.consumer_id = counter.counter_id and f.last_error is not null for update skip locked);
 end
 $$;

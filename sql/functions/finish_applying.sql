@@ -12,8 +12,6 @@ declare
     version bigint;
 begin
     if told or dropped_events > 0 then
-        -- wait_for_carried() may come without it.
-        perform from pgtally.consumer c where c.consumer_id = counter.counter_id for update;
         position := pgtally.consumer_position(counter.counter_id);
         insert into pgtally.batch (consumer_id, start_boundary, end_boundary, finished_at, batches, events, dropped_events, late_events, future_events)
         values (counter.counter_id, position.end_boundary, position.end_boundary, clock_timestamp(),

@@ -6,7 +6,8 @@
 -- had a row to wait for and got it. report, notify, version, changes: as apply_batch().
 --
 -- The consumer's lock is not taken while waiting: batches go on meanwhile. Where somebody is told, it is taken afterwards, for the version; and because the row is ours by then, which
--- others may want, for 50 ms at most: if a batch in hand takes longer, this is tried again another time.
+-- others may want, for 50 ms at most: if a batch in hand takes longer, this is tried again another time. Without it, only what belongs to the row is written: a key that has no row any more
+-- is left to apply_carried(), as the one who has the consumer may be dropping the same.
 --
 -- Errors: TL001 when there is no such counter; TL004 when the transaction is not READ COMMITTED; as add_deltas().
 create or replace function pgtally.wait_for_carried(
@@ -16,6 +17,7 @@ create or replace function pgtally.wait_for_carried(
 declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
     waited_for text;
+    locked boolean;
     dropped bigint;
     changed bigint;
 begin
@@ -29,8 +31,11 @@ begin
     end if;
     perform set_config('lock_timeout', greatest((extract(epoch from max_wait) * 1000)::integer, 1)::text, true);
     begin
-        execute format('select from %s where %I = $1::%s for no key update', counter.target_table, counter.target_key, pgtally.key_type(counter))
-        using waited_for;
+        execute format('select true from %s where %I = $1::%s for no key update', counter.target_table, counter.target_key, pgtally.key_type(counter))
+        into locked using waited_for;
+        if locked is null then
+            return;
+        end if;
         if report or notify then
             perform set_config('lock_timeout', '50ms', true);
             perform from pgtally.consumer c where c.consumer_id = counter.counter_id for update;
