@@ -151,12 +151,16 @@ async function poll() {
   clearTimeout(timer)
   if (isAsking || isPaused || document.hidden) return
   isAsking = true
+  const asked = token.get()
+  // What was under way with a token that has been forgotten since is not shown, whatever it is.
+  const isOver = () => token.get() !== asked
   try {
     const answer = await fetchData()
+    if (isOver()) return
     data = answer
     byId('login').hidden = true
     byId('pause').hidden = false
-    byId('forget').hidden = token.get() === null
+    byId('forget').hidden = asked === null
     const isPatient = answer.isLate && answer.status !== null && answer.ageMs < patienceMs
     trouble = answer.error === null || isPatient ? undefined : `The database does not answer: ${answer.error}.`
     if (answer.status !== null) {
@@ -165,10 +169,12 @@ async function poll() {
     }
     draw()
   } catch (error) {
-    if (error instanceof TokenRefused) return askForToken(token.get() === null ? undefined : 'That is not the token.')
+    if (isOver()) return
+    if (error instanceof TokenRefused) return askForToken(asked === null ? undefined : 'That is not the token.')
     trouble = `The worker does not answer; does it run? (${error instanceof Error ? error.message : error})`
   } finally {
     isAsking = false
+    if (isOver() && token.get() !== null) void poll()
   }
   showAge()
   timer = setTimeout(() => void poll(), pollMs)

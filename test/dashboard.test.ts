@@ -185,8 +185,20 @@ test('a token is asked for by the page, kept by the tab, and neither in an addre
   await table(page, 'Counters').waitFor()
   expect(requests.filter((url) => url.includes('sesame'))).toEqual([])
   expect(await page.context().cookies()).toEqual([])
+  // While the next answer is under way, which is not shown any more.
+  const [asked, released] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+  await page.route('**/data.json', async (route) => {
+    asked.resolve()
+    await released.promise
+    await route.continue()
+  })
+  await asked.promise
   await page.getByRole('button', { name: 'Forget token' }).click()
   await page.getByLabel('Token').waitFor()
+  const answered = page.waitForResponse('**/data.json')
+  released.resolve()
+  await (await answered).finished()
+  await page.evaluate(() => fetch('dashboard/main.js').then((file) => file.text()))
   expect(await page.locator('#content').isVisible()).toBe(false)
   await page.reload()
   await page.getByLabel('Token').waitFor()
