@@ -15,7 +15,7 @@ const maxLength = 100
 const signOrUrl = /(?<sign>[#＃])(?<!&.|(?![\uFE0E\uFE0F])[\p{L}\p{M}\p{Nd}_].)(?=[\p{L}\p{Nd}_])|:\/\/|www\.(?<![\p{L}\p{M}\p{Nd}_]....)|\/(?<=[\p{L}\p{Nd}]\.[\p{L}\p{M}]{2,63}(?::\d{1,5})?\/)/giv
 const urlEnd = /[\s<>"[\p{P}--\p{ASCII}]]/gv
 /** Joiners are needed by Persian and Indic scripts. The other signs stand within words of Catalan, Hebrew, Tibetan and Japanese, and end a tag elsewhere. */
-const tagEnd = /[^\p{L}\p{M}\p{Nd}_·׳״་・･\u200C\u200D]|[·׳״་・･](?![\p{L}\p{M}\p{Nd}_])/gv
+const tagEnd = /[^\p{L}\p{M}\p{Nd}_·׳״་・･\u200C\u200D]|[·׳״་・･](?![[\p{L}\p{M}\p{Nd}_]--\p{Default_Ignorable_Code_Point}])/gv
 
 /**
  * The hashtags of a text, each once, in the order in which they appear first, without the sign and in one spelling: that of `#Straße`, `#STRASSE` and `＃ｓｔｒａｓｓｅ` is `strasse`.
@@ -68,12 +68,13 @@ function spelling(tag: string): string {
     tag
       .normalize('NFKC')
       // Also what normalizing has brought in: some letters stand for several words.
-      .replaceAll(/[^\p{L}\p{M}\p{Nd}_·׳״་・]|\p{Default_Ignorable_Code_Point}|·$/gv, '')
+      .replaceAll(/[^\p{L}\p{M}\p{Nd}_·׳״་・]|\p{Default_Ignorable_Code_Point}/gv, '')
+      .replace(/·$/, '')
       // ẞ has no upper case, ß has, and the last step finds the right sigma.
       .toLowerCase()
       .toUpperCase()
       .toLowerCase()
-      .replaceAll('i\u0307', 'i')
+      .replaceAll(/i\u0307+/g, 'i')
       .normalize('NFKC')
   )
 }

@@ -130,6 +130,13 @@ test('the last 60 buckets up to now, gaps as 0, beginning with the first that is
   expect(await value(db.pool, `select count(*)::int from pgtally.series($1, '1', '1 minute', now() + interval '1 hour', now() + interval '2 hours')`, [blog.counter])).toBe(60)
 }))
 
+test('a chart of few bars that would be the sum of very many buckets is refused at once', async () => {
+  const { counter } = await createTimedBlog(db, { buckets: [{ width: '1 second', retain: 'forever' }] })
+  const lastDays = (count: number) => outcome(db.pool.query(`select count(*)::int from pgtally.series($1, '1', '1 day', now() - $2 * interval '1 day')`, [counter, count]))
+  expect(await lastDays(1)).toBe('done')
+  for (const count of [12, 9000]) expect(await lastDays(count)).toMatchObject({ code: 'TL003', message: expect.stringContaining('1000000 buckets of 00:00:01') })
+})
+
 test('a definition that will not do is refused with one clear error, and nothing is changed', async () => {
   const { likes, posts, counter } = await createTimedBlog(db)
   await db.pool.query(`alter table ${likes} add column day date, add column text text, add column other timestamptz`)

@@ -71,8 +71,8 @@ begin
     for trend in select * from pgtally.trend t where t.counter_id = counter.counter_id order by t.number loop
         landmark := floor(extract(epoch from now) / extract(epoch from trend.half_life));
         sums := concat(sums, format(
-            ', coalesce(sum(e.delta * pgtally.power_of_two(date_part(''epoch'', e.time) / %2$s - %3$s)) filter (where e.time <= %4$L), 0) as score_%1$s',
-            trend.number, date_part('epoch', trend.half_life), landmark, latest));
+            ', coalesce(sum(e.delta * pgtally.power_of_two((date_part(''epoch'', e.time) - %3$s) / %2$s)) filter (where e.time <= %4$L), 0) as score_%1$s',
+            trend.number, extract(epoch from trend.half_life), landmark * extract(epoch from trend.half_life), latest));
         merges := concat(merges, format(
             ', pgtally.add_scores(coalesce(r.score_%1$s, 0), coalesce(r.landmark_%1$s, %2$s), s.score_%1$s, %2$s) as score_%1$s, greatest(r.landmark_%1$s, %2$s) as landmark_%1$s',
             trend.number, landmark));

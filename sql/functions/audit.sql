@@ -1,4 +1,4 @@
--- audit(counter_name, against): every drifting key of a counter with its counts; no row when all is well. part: NULL for the count, or which time bucket or score it is, or `ranking`.
+-- audit(counter_name, against): every drifting key of a counter with its counts; no row when all is well. part: NULL for the count, or which time bucket or score it is, or what is to come into scores at which time, or `ranking`.
 --
 -- Range by range, each in a snapshot of its own, but in one transaction, which holds back vacuum for as long as it takes. For a large
 -- table call audit_range() in transactions of its own, as the command `pgtally audit` does.

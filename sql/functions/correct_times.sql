@@ -1,4 +1,4 @@
--- correct_times(counter, numbers, keys, starts, drifts, moment): adds to time buckets and decayed scores what time_drifts_query() has found missing.
+-- correct_times(counter, numbers, keys, starts, drifts, moment): adds to time buckets and decayed scores, and to what waits for these, what time_drifts_query() has found missing.
 --
 -- A drift stays what it is while the application and the workers go on, so it may be corrected later than it was measured: here once the consumer is locked, which is waited for until the
 -- batch in hand is through, since nobody else writes to these tables meanwhile. Whoever calls this has locked the counter's row before, as all do who lock both.
@@ -11,6 +11,7 @@ declare
     recent constant text := format('pgtally.recent_%s', counter.counter_id);
     bucket pgtally.bucket;
     trend pgtally.trend;
+    landmark integer;
 begin
     perform from pgtally.consumer c where c.consumer_id = counter.counter_id for update;
     for bucket in select * from pgtally.bucket b where b.counter_id = counter.counter_id order by b.number loop
@@ -21,15 +22,19 @@ begin
             counter.counter_id, bucket.number, key_type, pgtally.bucket_slot(bucket, 'u.start'), bucket.kept_since)
         using numbers, keys, starts, drifts;
     end loop;
+    if exists (select from unnest(numbers, starts) u(number, start) where u.number = 0 and u.start is not null) then
+        execute format('insert into pgtally.later_%s (time, delta, key) select u.start, u.drift, u.key::%s from unnest($1, $2, $3, $4) u(number, key, start, drift) where u.number = 0 and u.start is not null', counter.counter_id, key_type)
+        using numbers, keys, starts, drifts;
+    end if;
     for trend in select * from pgtally.trend t where t.counter_id = counter.counter_id order by t.number loop
+        landmark := floor(extract(epoch from moment) / extract(epoch from trend.half_life));
         execute format('insert into %s (key) select u.key::%s from unnest($1, $2) u(number, key) where u.number = -%s on conflict do nothing', recent, key_type, trend.number)
         using numbers, keys;
         execute format(
-            'update %1$s r set landmark_%2$s = floor($4)::integer, score_%2$s = pgtally.add_scores(
-                    r.score_%2$s * pgtally.power_of_two(r.landmark_%2$s - floor($4)), floor($4)::integer, u.drift * pgtally.power_of_two($4 - floor($4)), floor($4)::integer)
+            'update %1$s r set landmark_%2$s = $4, score_%2$s = pgtally.add_scores(r.score_%2$s * pgtally.power_of_two(r.landmark_%2$s - $4), $4, u.drift * pgtally.power_of_two($5), $4)
             from unnest($1, $2, $3) u(number, key, drift) where u.number = -%2$s and r.key = u.key::%3$s',
             recent, trend.number, key_type)
-        using numbers, keys, drifts, (extract(epoch from moment) / extract(epoch from trend.half_life))::double precision;
+        using numbers, keys, drifts, landmark, ((extract(epoch from moment) - landmark * extract(epoch from trend.half_life)) / extract(epoch from trend.half_life))::double precision;
     end loop;
 end
 $$;

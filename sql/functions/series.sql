@@ -3,7 +3,7 @@
 -- width: that of buckets of the counter, or one that they divide: days can be had from hours (in UTC), weeks, months and years from days (in the days' time zone). to_time: now, where it is NULL. from_time: 60
 -- buckets before. Begins with the first bucket that is kept entirely. Includes what has been applied.
 --
--- Errors: TL001 when there is no such counter; TL003 when the times will not do or there would be more than 10,000 buckets; TL009 when no buckets of the counter divide the width; 22P02 when the key is not of the
+-- Errors: TL001 when there is no such counter; TL003 when the times will not do, or there would be more than 10,000 buckets or more than 1,000,000 to add up; TL009 when no buckets of the counter divide the width; 22P02 when the key is not of the
 -- queue's type.
 create or replace function pgtally.series(
     counter_name text, key text, width interval, from_time timestamptz default null, to_time timestamptz default null
@@ -41,6 +41,9 @@ begin
     elsif extract(epoch from to_time - from_time) / extract(epoch from wanted) > most then
         raise exception 'Counter "%": a series from % to % has more than % buckets of %', counter_name, from_time, to_time, most, wanted
             using errcode = 'TL003', hint = 'Ask for a shorter time or a greater width.';
+    elsif extract(epoch from to_time - greatest(from_time, pgtally.kept_since(bucket))) / extract(epoch from bucket.width) > 100 * most then
+        raise exception 'Counter "%": a series from % to % would be the sum of more than % buckets of %', counter_name, from_time, to_time, 100 * most, bucket.width
+            using errcode = 'TL003', hint = 'Ask for a shorter time, or define the counter with wider buckets that are kept for so long.';
     end if;
     zone := coalesce(bucket.time_zone, 'UTC');
     -- Again where buckets have come to their end meanwhile (kept_since).

@@ -1,10 +1,11 @@
 -- time_drifts_query(counter, keys, after_key, last_key, moment): SQL text of a query for what drifts in the time buckets and decayed scores of these keys, or of this range of keys:
--- number (of the bucket; that of a score is negative), key, start (NULL for a score), part (both in words), source, stored, pending; NULL where there is nothing to compare. Scores are as of `moment`.
+-- number (of the bucket; that of a score is negative, and 0 is what waits for the scores), key, start (NULL for a score), part (both in words), source, stored, pending; NULL where there is nothing to compare. Scores are as of `moment`.
 --
 -- As counts_query(): all are read in one snapshot, and there source = stored + pending for each bucket, up to rounding for each score. Where the rows of the source do not say when
 -- they happened, nobody can tell into which bucket they belong.
 --
--- What lies ahead is in no score (add_to_buckets) and left out, from somewhat further on, so that a batch which was applied a moment after `moment` has put none of it into one; what waits counts as stored.
+-- What lies ahead is in no score (add_to_buckets), but waits: it is compared for itself, from somewhat further on, so that a batch which was applied a moment after `moment` has put none of it into one; up to there what waits counts
+-- as stored.
 --
 -- A table of buckets is in the order of time: so its starts are found one by one through the index, and then of each of them the keys.
 create or replace function pgtally.time_drifts_query(counter pgtally.counter, keys text[], after_key text, last_key text, moment timestamptz) returns text
@@ -19,6 +20,7 @@ declare
     bucket pgtally.bucket;
     trend pgtally.trend;
     weight text;
+    ahead constant timestamptz := moment + interval '6 minutes';
 begin
     if source.queue_id is not null and source.time_column is null then
         return null;
@@ -60,12 +62,23 @@ begin
                 select key, %2$s as source, 0::double precision as stored, 0::double precision as pending from source where moment <= %3$L
                 union all select key, 0, 0, %2$s from pending where moment <= %3$L
                 union all select key, 0, %2$s, 0 from (select key::%10$s, time as moment, delta from pgtally.later_%7$s where time <= %3$L and %8$s) later
-                union all select key, 0, score_%4$s * pgtally.power_of_two(landmark_%4$s - (extract(epoch from %5$L::timestamptz) / %6$s)::double precision), 0 from pgtally.recent_%7$s where %8$s
+                union all select key, 0, score_%4$s * pgtally.power_of_two(((landmark_%4$s * %6$s - extract(epoch from %5$L::timestamptz)) / %6$s)::double precision), 0 from pgtally.recent_%7$s where %8$s
             ) scores
             group by key
             having abs(sum(source) - sum(stored) - sum(pending)) > 1e-6 * (abs(sum(source)) + abs(sum(stored)) + abs(sum(pending)) + 1)',
-            -trend.number, weight, time_drifts_query.moment + interval '6 minutes', trend.number, time_drifts_query.moment, extract(epoch from trend.half_life), counter.counter_id, filter, format('score with half-life %s', trend.half_life), space.key_type);
+            -trend.number, weight, ahead, trend.number, time_drifts_query.moment, extract(epoch from trend.half_life), counter.counter_id, filter, format('score with half-life %s', trend.half_life), space.key_type);
     end loop;
+    if found then
+        parts := parts || format(
+            'select 0 as number, key::text as key, moment as start, ''scores to come at '' || moment as part, sum(source)::numeric as source, sum(stored)::numeric as stored, sum(pending)::numeric as pending
+            from (
+                select key, moment, delta as source, 0 as stored, 0 as pending from source where moment > %1$L
+                union all select key, moment, 0, 0, delta from pending where moment > %1$L
+                union all select key, time, 0, delta, 0 from pgtally.later_%2$s where time > %1$L and %3$s
+            ) waiting
+            group by key, moment having sum(source) <> sum(stored) + sum(pending)',
+            ahead, counter.counter_id, filter);
+    end if;
     return format('with %s %s', moments, array_to_string(parts, ' union all '));
 end
 $$;

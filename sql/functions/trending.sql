@@ -7,7 +7,7 @@
 create or replace function pgtally.trending(
     counter_name text, max_keys integer default 10, half_life interval default null, scope jsonb default null
 ) returns table (key text, score double precision)
-language plpgsql stable set search_path = pg_catalog, pg_temp set datestyle = iso set jit = off as $$
+language plpgsql stable set search_path = pg_catalog, pg_temp set datestyle = iso set extra_float_digits = 1 set jit = off as $$
 #variable_conflict use_variable
 declare
     counter constant pgtally.counter := pgtally.require_counter(counter_name);
