@@ -19,7 +19,8 @@ declare
     recent constant text := format('pgtally.recent_%s', counter.counter_id);
     shown constant text := format('r.score_%1$s * pgtally.power_of_two(r.landmark_%1$s - %2$s::double precision)', trend.number, now);
     level constant text := format('r.level_%s', trend.number);
-    logarithm constant text := format('(r.landmark_%1$s + ln(r.score_%1$s) / ln(2::double precision))', trend.number);
+    -- Counted from now on, so that little is lost to the size of the number.
+    logarithm constant text := format('(r.landmark_%1$s - %2$s + ln(r.score_%1$s) / ln(2::double precision))', trend.number, floor(now));
     found integer;
 begin
     perform pgtally.require_limit(counter_name, max_keys);
