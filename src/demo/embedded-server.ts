@@ -26,7 +26,7 @@ export interface EmbeddedServer extends AsyncDisposable {
   readonly port: number
   /** Where its files are, of which it owns all. */
   readonly dataDir: string
-  /** Ends all sessions, stops the server and removes its data. May be called again. */
+  /** Ends all sessions that do not end by themselves within a second, stops the server and removes its data. May be called again. */
   stop(): Promise<void>
   /** Stops at once and without a checkpoint, as after a power cut, and waits until the server is gone. */
   crash(): Promise<void>
@@ -92,25 +92,27 @@ export async function startEmbeddedServer(options: EmbeddedServerOptions = {}): 
         throw new Error(`The embedded PostgreSQL server did not start. Its log ends with:\n${tail}`, { cause })
       }
     }
-    const stopServer = async (mode: 'fast' | 'immediate') => {
+    const stopServer = async (...how: string[]) => {
       const running = await control('status').then(
         () => true,
         () => false,
       )
-      if (running) await control('stop', '-m', mode)
+      if (running) await control('stop', ...how)
     }
+    // The end of a pg.Pool does not wait until its connections are closed: those that are about to be are not ended with an error.
+    const stopGently = () => stopServer('-m', 'smart', '-t', '1').catch(() => stopServer('-m', 'fast'))
 
     const password = await initialize({ initdb, baseDir, dataDir, run })
     const port = await startOnFreePort(dataDir, options.settings ?? {}, () => start('start'))
 
     let stopping: Promise<void> | undefined
-    const stop = () => (stopping ??= stopServer('fast').then(removeAll))
+    const stop = () => (stopping ??= stopGently().then(removeAll))
     return {
       connectionString: `postgres://postgres:${password}@127.0.0.1:${port}/postgres`,
       port,
       dataDir,
       stop,
-      crash: () => stopServer('immediate'),
+      crash: () => stopServer('-m', 'immediate'),
       restart: () => start('restart'),
       [Symbol.asyncDispose]: stop,
     }
