@@ -22,6 +22,7 @@ begin
             counter.counter_id, bucket.number, key_type, pgtally.bucket_slot(bucket, 'u.start'), bucket.kept_since)
         using numbers, keys, starts, drifts;
     end loop;
+    -- Those of a ranking have the number 0 as well, and no start.
     if exists (select from unnest(numbers, starts) u(number, start) where u.number = 0 and u.start is not null) then
         execute format('insert into pgtally.later_%s (time, delta, key) select u.start, u.drift, u.key::%s from unnest($1, $2, $3, $4) u(number, key, start, drift) where u.number = 0 and u.start is not null', counter.counter_id, key_type)
         using numbers, keys, starts, drifts;

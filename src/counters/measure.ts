@@ -9,7 +9,7 @@ import { inTransaction } from '../transaction.ts'
 /** The counts of a key in one snapshot, where `source` is not `stored + carried + pending`. */
 export interface Drift {
   key: string
-  /** Which time bucket or decayed score it is, such as `bucket of 01:00:00 from 2026-01-31 10:00:00+00`, or `ranking`; not there for the count itself. */
+  /** Which time bucket or decayed score it is, such as `bucket of 01:00:00 from 2026-01-31 10:00:00+00`, or what waits for the scores until its time comes (`scores to come at …`), or `ranking`; not there for the count itself. */
   part?: string
   /** Rows of the source, or their sum; or the column that the counter was held against. */
   source: number
