@@ -24,6 +24,7 @@ const wrong = async ({ counter }: TimedBlog) => [...(await timeViolations(db.poo
 
 const trending = async ({ counter }: TimedBlog, halfLife: string | null = null, limit = 10) =>
   (await db.pool.query<{ key: string; score: number }>('select key, score from pgtally.trending($1, $2, $3::interval)', [counter, limit, halfLife])).rows
+const counterId = ({ counter }: TimedBlog) => value<number>(db.pool, 'select counter_id from pgtally.counter where name = $1', [counter])
 const keysOf = (rows: { key: string }[]) => rows.map(({ key }) => key)
 
 describe.concurrent('decayed scores', () => {
@@ -43,7 +44,7 @@ describe.concurrent('decayed scores', () => {
     await db.pool.query(`delete from ${blog.likes}`)
     await applyAll(db.pool, blog.counter)
     expect(await trending(blog)).toEqual([])
-    const { rows } = await db.pool.query(`select score_1, score_2 from pgtally.recent_${await value<number>(db.pool, 'select counter_id from pgtally.counter where name = $1', [blog.counter])}`)
+    const { rows } = await db.pool.query(`select score_1, score_2 from pgtally.recent_${await counterId(blog)}`)
     for (const row of rows) expect(row).toEqual({ score_1: 0, score_2: 0 })
   })
 
@@ -79,7 +80,7 @@ describe.concurrent('decayed scores', () => {
 
   test('of tens of thousands of keys the index has the first ones, and every list is as exact as before', async () => {
     const blog = await createTimedBlog(db, { keys: Array.from({ length: 24_000 }, (_, n) => String(n + 1)), buckets: null, halfLives: ['30 days', '1 hour'], ranking: false })
-    const id = await value<number>(db.pool, 'select counter_id from pgtally.counter where name = $1', [blog.counter])
+    const id = await counterId(blog)
     const indexed = () => value<number>(db.pool, `select count(level_1)::int from pgtally.recent_${id}`)
     const compare = async (scope: number | null = null) => {
       for (const [halfLife, seconds] of [['30 days', 2_592_000], ['1 hour', 3600]] as const) {
@@ -135,7 +136,7 @@ describe.concurrent('decayed scores', () => {
     for (const [n, age] of ages.entries()) await likeAgo(blog, [n + 1, age])
     expect(await wrong(blog)).toEqual([])
     // Much later: as if the landmarks were of that time.
-    const recent = `pgtally.recent_${await value<number>(db.pool, 'select counter_id from pgtally.counter where name = $1', [blog.counter])}`
+    const recent = `pgtally.recent_${await counterId(blog)}`
     for (const minutes of [80, 400, 700, 5000]) {
       await db.pool.query(`update ${recent} set landmark_1 = landmark_1 - $1::int`, [minutes])
       await db.pool.query(`update ${blog.likes} set at = at - $1::int * interval '1 minute' where at > '0010-01-01'`, [minutes])
@@ -168,7 +169,7 @@ describe.concurrent('decayed scores', () => {
     expect(await trending(blog)).toEqual([])
     expect(await wrong(blog)).toEqual([])
     // As if an hour had passed.
-    const later = `pgtally.later_${await value<number>(db.pool, 'select counter_id from pgtally.counter where name = $1', [blog.counter])}`
+    const later = `pgtally.later_${await counterId(blog)}`
     await db.pool.query(`update ${later} set time = time - interval '1 hour'; set session_replication_role = replica; update ${blog.likes} set at = at - interval '1 hour'; reset session_replication_role`)
     // It waits for the next batch.
     expect(await auditRows(db.pool, blog.counter)).toEqual([])
@@ -184,7 +185,7 @@ describe.concurrent('decayed scores', () => {
 
   test('likes of the future that nobody has counted wait as well, once a reconciliation has found them', async () => {
     const blog = await createTimedBlog(db, { halfLives: ['1 minute', '30 days'] })
-    const later = `pgtally.later_${await value<number>(db.pool, 'select counter_id from pgtally.counter where name = $1', [blog.counter])}`
+    const later = `pgtally.later_${await counterId(blog)}`
     // As if they had been there before the counter; and what waits although there is no such like.
     await db.pool.query(`set session_replication_role = replica; insert into ${blog.likes} (post_id, at) select p, now() + interval '1 hour' from unnest('{1,1,2,3}'::int[]) p; reset session_replication_role`)
     await db.pool.query(`insert into ${later} (key, time, delta) values (5, date_trunc('hour', now()) + interval '1 day', 1)`)
@@ -220,7 +221,7 @@ describe.concurrent('decayed scores', () => {
     expect(keysOf(await trending(blog))).toEqual(['1'])
 
     // Nor where one gets into the score in one way and out of it in another: because it lay ahead, or was corrected.
-    const later = `pgtally.later_${await value<number>(db.pool, 'select counter_id from pgtally.counter where name = $1', [blog.counter])}`
+    const later = `pgtally.later_${await counterId(blog)}`
     await likeAgo(blog, ...Array.from({ length: 4 }, (_, n): [number, string] => [n + 2, `-${n + 20} minutes`]))
     await db.pool.query(`
       update ${later} set time = time - interval '20 minutes';
